@@ -1,0 +1,24 @@
+"""TAMP pruning of multimodal LLMs, as a Modifier for llm-compressor.
+
+``import tamp_modifier`` loads neither llm-compressor nor vLLM, so that it works in a compressing and in a
+serving environment alike. ``from tamp_modifier import TAMPModifier`` imports llm-compressor and registers
+the modifier, which YAML recipes need.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tamp_modifier.modifier import TAMPModifier
+
+__version__ = "0.1.0"
+__all__ = ["TAMPModifier", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "TAMPModifier":
+        from tamp_modifier.modifier import TAMPModifier
+
+        return TAMPModifier
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
