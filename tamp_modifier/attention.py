@@ -1,0 +1,130 @@
+"""Attention that each token receives from the last real token, per decoder layer.
+
+AMIA weights tokens by the last row of the causal softmax attention. Eager attention is forced
+during calibration, so an attention module returns its weights next to its output. Hybrid decoders
+mix softmax attention with layers that have no such weights (linear attention, Mamba): for these
+:func:`find_attention_module` returns None, and the caller falls back to uniform attention.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import nn
+
+# A softmax attention module owns a projection of the queries, alone or fused with keys and values.
+# Keys and values of its own are not asked for: layers that share another layer's (Gemma3n, Gemma4)
+# have none, and latent attention (DeepSeek) splits them in two.
+_QUERY_PROJECTIONS = (
+    "q_proj",
+    "q_a_proj",
+    "q_b_proj",
+    "wq",
+    "qkv_proj",
+    "query_key_value",
+    "Wqkv",
+    "W_pack",
+    "c_attn",
+)
+# Token mixers without softmax weights. Some of them have a q_proj as well (Gated DeltaNet of
+# Olmo-Hybrid, lightning attention of MiniMax), so a query projection alone does not decide.
+_RECURRENT_CLASS = re.compile(
+    r"Delta|LinearAttention|Lightning|Mamba|SSM|R[Ww][Kk][Vv]|Retention|Recurrent|ShortConv|KDA"
+)
+_RECURRENT_PARTS = ("A_log", "dt_bias", "conv1d", "q_conv1d", "short_conv")
+
+
+def find_attention_module(decoder_layer: nn.Module) -> nn.Module | None:
+    """Finds the softmax self-attention module of a decoder layer.
+
+    A module counts as softmax attention when it owns a query projection (``q_proj``, ``q_b_proj``,
+    ``qkv_proj``, ``query_key_value``, ``Wqkv``, ``c_attn``, ...) and is no linear attention or
+    state space mixer: those are known by their class name (``*DeltaNet``, ``*LinearAttention``,
+    ``*Mamba*``, ...) or by what only a recurrence has (``A_log``, ``dt_bias``, ``conv1d``).
+    Cross-attention is passed over, as it looks at other tokens.
+
+    Args:
+        decoder_layer: one layer of the text decoder.
+
+    Returns:
+        The outermost such module, or None (Mamba, linear attention, convolution).
+    """
+    inside_recurrent: set[str] = set()
+    for name, module in decoder_layer.named_modules():
+        if any(name.startswith(prefix) for prefix in inside_recurrent):
+            continue
+        if _is_recurrent(module):
+            inside_recurrent.add(f"{name}." if name else "")
+            continue
+        cross = "cross" in name.lower() or "cross" in type(module).__name__.lower()
+        if not cross and any(hasattr(module, part) for part in _QUERY_PROJECTIONS):
+            return module
+    return None
+
+
+def attention_weights_from_output(output: Any) -> torch.Tensor | None:
+    """Picks the softmax weights out of what an attention module returned.
+
+    transformers 5 returns ``(output, weights)``; other modules put a cache in between. So every
+    element is looked at, and weights are known by their shape and by the values of their last row:
+    none is negative and none sums to more than 1 (less than 1 with attention sinks, as in gpt-oss).
+
+    Args:
+        output: return value of an attention module.
+
+    Returns:
+        Floating-point [batch, heads, sequence, sequence], or None when there are none (the
+        attention implementation is not eager, or the module is not softmax attention).
+    """
+    for item in output if isinstance(output, tuple | list) else (output,):
+        if not isinstance(item, torch.Tensor) or not item.is_floating_point() or item.dim() != 4:
+            continue
+        if item.shape[-1] != item.shape[-2] or item.numel() == 0:
+            continue
+        row = item[:, :, -1].detach().float()
+        # Written so that NaN passes: broken weights must reach the caller's finiteness check.
+        if not ((row < 0).any() or (row.sum(-1) > 1.05).any()):
+            return item
+    return None
+
+
+def last_token_attention(weights: torch.Tensor, real_tokens: torch.Tensor) -> list[torch.Tensor]:
+    """Takes the attention of each sample's last real token, as AMIA weights tokens.
+
+    Source: TAMP, arXiv 2504.09897, section AMIA (last row of the attention, mean over heads).
+
+    Args:
+        weights: softmax attention weights, [B, heads, S, S]; rows are queries.
+        real_tokens: bool [B, S], False at padding (left or right).
+
+    Returns:
+        Per sample float32 [number of real tokens]: mean over heads of the row of the last real
+        token, at the real tokens only. Padding gets no attention from a real token, so the values
+        still sum to 1.
+
+    Raises:
+        ValueError: shapes do not fit, or a sample has no real token.
+    """
+    batch, length = real_tokens.shape
+    if weights.dim() != 4 or weights.shape[0] != batch or weights.shape[2:] != (length, length):
+        raise ValueError(
+            f"weights must be [{batch}, heads, {length}, {length}] to fit real_tokens "
+            f"{list(real_tokens.shape)}; got {list(weights.shape)}"
+        )
+    rows = []
+    for sample in range(batch):
+        real = real_tokens[sample].nonzero().squeeze(-1).to(weights.device)
+        if real.numel() == 0:
+            raise ValueError(f"sample {sample} of the batch has no real token")
+        rows.append(weights[sample, :, real[-1]].detach().float().mean(0)[real])
+    return rows
+
+
+def _is_recurrent(module: nn.Module) -> bool:
+    if _RECURRENT_CLASS.search(type(module).__name__) and not isinstance(module, nn.Linear):
+        # A decoder layer may carry the word in its own name (MambaDecoderLayer with attention).
+        if not any(hasattr(module, part) for part in ("self_attn", "input_layernorm")):
+            return True
+    return any(hasattr(module, part) for part in _RECURRENT_PARTS)
