@@ -1,0 +1,152 @@
+"""Weight and activation statistics -> mask; applying and verifying masks.
+
+Wanda (arXiv 2306.11695): weight W_ij has the metric |W_ij| * sqrt(s_j), s_j the row scalar of input j, and
+the smallest are pruned within each output row, or N of M consecutive ones with mask_structure "N:M".
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+UNSTRUCTURED = (0, 0)
+
+
+def parse_mask_structure(mask_structure: str) -> tuple[int, int]:
+    """Read "N:M": of every M consecutive weights of a row, N are pruned, as in WandaPruningModifier.
+
+    Returns:
+        (N, M), or (0, 0) for the unstructured "0:0".
+
+    Raises:
+        ValueError: not of the form N:M, or not 0 < N < M.
+    """
+    match = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", mask_structure)
+    prune_n, prune_m = (int(match[1]), int(match[2])) if match else (-1, -1)
+    if (prune_n, prune_m) != UNSTRUCTURED and not 0 < prune_n < prune_m:
+        raise ValueError(
+            f"mask_structure must be '0:0' (unstructured) or 'N:M' with 0 < N < M, got {mask_structure!r}"
+        )
+    return prune_n, prune_m
+
+
+def pruned_columns(columns: int, sparsity: float) -> int:
+    """How many of `columns` weights of a row are pruned: the nearest number, halves rounded up."""
+    return math.floor(columns * sparsity + 0.5)
+
+
+@torch.no_grad()
+def wanda_mask(
+    weight: Tensor, row_scalars: Tensor, sparsity: float, mask_structure: str = "0:0"
+) -> Tensor:
+    """Wanda mask of one Linear.
+
+    Args:
+        weight: [out, in], any floating dtype; compared in fp32.
+        row_scalars: [in], mean of x_j^2.
+        sparsity: share of each row that is pruned, in [0, 1]; with N:M the structure decides instead.
+        mask_structure: "0:0" or "N:M", see `parse_mask_structure`.
+
+    Returns:
+        [out, in] bool, True = keep. Every row has exactly the same number of pruned weights; of equal
+        weights the first are pruned.
+
+    Raises:
+        ValueError: shapes that do not agree, columns not divisible by M, sparsity out of range, values that
+            are not finite.
+    """
+    if weight.ndim != 2 or row_scalars.shape != weight.shape[1:]:
+        raise ValueError(
+            f"weight must be [out, in] and row_scalars [in], got {tuple(weight.shape)} and "
+            f"{tuple(row_scalars.shape)}"
+        )
+    scale = row_scalars.to(device=weight.device, dtype=torch.float32).sqrt()
+    return _mask(weight.float().abs() * scale, sparsity, mask_structure)
+
+
+@torch.no_grad()
+def magnitude_mask(weight: Tensor, sparsity: float, mask_structure: str = "0:0") -> Tensor:
+    """Like `wanda_mask` with the metric |W_ij|."""
+    return _mask(weight.float().abs(), sparsity, mask_structure)
+
+
+def _mask(metric: Tensor, sparsity: float, mask_structure: str) -> Tensor:
+    prune_n, prune_m = parse_mask_structure(mask_structure)
+    if not 0.0 <= sparsity <= 1.0:
+        raise ValueError(f"sparsity must be in [0, 1], got {sparsity}")
+    rows, columns = metric.shape
+    if prune_m and columns % prune_m:
+        raise ValueError(f"mask_structure {mask_structure} needs columns divisible by {prune_m}, got {columns}")
+    if metric.numel() and not bool(torch.isfinite(metric.max())):  # the metric is >= 0; max keeps NaN
+        raise ValueError("weights or row scalars are not finite, or row scalars are negative")
+    if prune_m:
+        return _keep_largest(metric.view(-1, prune_m), prune_n).view(rows, columns)
+    return _keep_largest(metric, pruned_columns(columns, sparsity))
+
+
+def _keep_largest(metric: Tensor, pruned: int) -> Tensor:
+    """Mask [rows, columns] without the `pruned` smallest of each row; of equal ones the first go."""
+    keep = torch.ones_like(metric, dtype=torch.bool)
+    order = metric.argsort(dim=1, stable=True)[:, :pruned]
+    return keep.scatter_(1, order, False)
+
+
+@torch.no_grad()
+def apply_mask(weight: Tensor, mask: Tensor) -> None:
+    """Set the weights that `mask` (True = keep) does not keep to zero, in place."""
+    weight.masked_fill_(mask.logical_not(), 0.0)
+
+
+def weight_sparsity(weight: Tensor) -> float:
+    """Share of weights that are exactly zero."""
+    return 1.0 - int(torch.count_nonzero(weight)) / max(weight.numel(), 1)
+
+
+def has_structure(weight: Tensor, mask_structure: str) -> bool:
+    """Whether every group of M consecutive weights of a row has at least N zeros."""
+    prune_n, prune_m = parse_mask_structure(mask_structure)
+    if not prune_m:
+        return True
+    if weight.shape[-1] % prune_m:
+        return False
+    zeros = (weight == 0).view(-1, prune_m).sum(1)
+    return bool((zeros >= prune_n).all())
+
+
+def verify_sparsity(
+    weights: Mapping[str, Tensor], sparsities: Mapping[str, float], mask_structure: str = "0:0"
+) -> dict[str, float]:
+    """Check that every Linear has the sparsity that it was given, and return what was reached.
+
+    Every row must have at least the zeros asked for (the model may have had more), or every group of M at
+    least N of them.
+
+    Args:
+        weights: name -> [out, in].
+        sparsities: name -> sparsity, for the same names; not used with N:M.
+        mask_structure: "0:0" or "N:M".
+
+    Returns:
+        name -> share of weights that are zero.
+
+    Raises:
+        ValueError: naming the Linears that fall short.
+    """
+    _, prune_m = parse_mask_structure(mask_structure)
+    short = []
+    for name, weight in weights.items():
+        if prune_m:
+            enough = has_structure(weight, mask_structure)
+        else:
+            zeros = (weight == 0).sum(1)
+            enough = bool((zeros >= pruned_columns(weight.shape[1], sparsities[name])).all())
+        if not enough:
+            short.append(name)
+    if short:
+        wanted = mask_structure if prune_m else "their sparsity"
+        raise ValueError(f"these Linears do not have {wanted}: {', '.join(short)}")
+    return {name: weight_sparsity(weight) for name, weight in weights.items()}

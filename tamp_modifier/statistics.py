@@ -1,0 +1,50 @@
+"""Activation statistics of the selected tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class RowScalars:
+    """Mean of x_j^2 over all selected tokens of all samples, the activation term of Wanda.
+
+    Tokens are pooled: a sample counts as often as it has selected tokens, so that with every token selected
+    the result is Wanda's up to a constant factor, and the masks are the same.
+
+    Args:
+        in_features: width of the input.
+        device: where the sums are kept; that of the first update by default.
+    """
+
+    def __init__(self, in_features: int, device: torch.device | str | None = None) -> None:
+        self.in_features = in_features
+        self.tokens = 0
+        self._device = device
+        self._sums: Tensor | None = None  # fp64 [in_features]
+
+    @torch.no_grad()
+    def update(self, inputs: Tensor) -> None:
+        """Add the selected tokens of one sample, [n, in_features], any floating dtype."""
+        if inputs.ndim != 2 or inputs.shape[1] != self.in_features:
+            raise ValueError(
+                f"inputs must be [tokens, {self.in_features}], got {tuple(inputs.shape)}"
+            )
+        if self._sums is None:
+            device = inputs.device if self._device is None else self._device
+            self._sums = torch.zeros(self.in_features, dtype=torch.float64, device=device)
+        self._sums += inputs.float().square().sum(0).to(self._sums)
+        self.tokens += inputs.shape[0]
+
+    def result(self) -> Tensor:
+        """Mean of x_j^2, fp32 [in_features].
+
+        Raises:
+            ValueError: no token was seen, or the mean is not finite.
+        """
+        if self._sums is None or self.tokens == 0:
+            raise ValueError("no calibration token was selected")
+        scalars = (self._sums / self.tokens).float()
+        if not bool(torch.isfinite(scalars).all()):
+            raise ValueError("activation statistics are not finite")
+        return scalars
