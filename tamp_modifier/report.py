@@ -1,7 +1,7 @@
 """What a pruning run decided and what it reached: JSON, a table, figures.
 
-A report is plain data. ``PruningReport.save`` and ``load`` keep it in one strict JSON file; ``table`` gives a
-summary for the terminal and ``figures`` draws it.
+A report is plain data. ``PruningReport.save`` and ``load`` keep it in one strict JSON file,
+``table`` gives a summary for the terminal and ``figures`` draws it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class ReportError(ValueError):
 
 
 def pair_name(pair: tuple[int, int]) -> str:
-    """Name of a pair of modalities: ``(0, 1)`` is ``"text-image"``, ``(1, 1)`` is ``"image-image"``."""
+    """Name of a pair of modalities: ``(0, 1)`` is ``"text-image"``."""
     return "-".join(MODALITY_NAMES[index] for index in pair)
 
 
@@ -42,12 +42,13 @@ class LinearReport:
     Attributes:
         shape: ``[out_features, in_features]``.
         numel: Number of weights.
-        importance: DAS importance, the sum of the diversity terms; ``None`` if nothing was measured.
+        importance: DAS importance, the sum of the diversity terms; ``None`` if not measured.
         similarities: Mean cosine similarity per pair of modalities, keyed as by :func:`pair_name`.
         allocated: Sparsity given to this Linear, as a fraction of its weights.
         reached: Fraction of its weights that are zero after pruning.
         tokens_seen: Tokens that entered its activation statistic, over all samples.
-        selected: Picked token indices (padding removed) per sample; empty if the rule keeps every token.
+        selected: Picked token indices (padding removed) per sample; empty if the rule
+            keeps every token.
         layer: Name of the decoder layer that it belongs to.
     """
 
@@ -80,7 +81,8 @@ class PruningReport:
         tokens: Calibration tokens per modality name, padding excluded.
         timings: Seconds per phase.
         linears: The pruned Linears by their full name, in order of depth.
-        token_types: Modality of every token per sample, as in ``tamp_modifier.tokens``; empty if not kept.
+        token_types: Modality of every token per sample, as in ``tamp_modifier.tokens``; empty if
+            not kept.
     """
 
     requested_sparsity: float
@@ -96,7 +98,7 @@ class PruningReport:
     token_types: list[list[int]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON values. Token types are run-length encoded as ``[modality, count]`` pairs."""
+        """The report as JSON values; token types become runs of ``[modality, count]``."""
         data = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
         data["token_types"] = [_encode_runs(sample) for sample in self.token_types]
         return data
@@ -117,7 +119,8 @@ class PruningReport:
 
         Raises:
             FileNotFoundError: There is no such file.
-            ReportError: The file is not JSON, not a report, of another version, or has a wrong value.
+            ReportError: The file is not JSON, not a report, of another version, or has a wrong
+                value.
         """
         path = Path(path)
         try:
@@ -131,7 +134,8 @@ class PruningReport:
         version = data.get("format_version")
         if version != FORMAT_VERSION:
             raise ReportError(
-                f"{path} has report version {version!r}, this tamp-modifier reads version {FORMAT_VERSION}"
+                f"{path} has report version {version!r}, this tamp-modifier reads "
+                f"version {FORMAT_VERSION}"
             )
         try:
             return _report_from_dict(data)
@@ -139,12 +143,12 @@ class PruningReport:
             raise ReportError(f"{path}: {error}") from None
 
     def table(self) -> Table:
-        """Requested and reached sparsity: by depth (at most 16 rows), by Linear type, and in total."""
+        """Requested and reached sparsity: by depth (at most 16 rows), by Linear type, total."""
         from rich.table import Table
 
         title = f"Sparsity, mask structure {self.mask_structure}, {self.samples} samples"
         table = Table(title=title, title_justify="left", show_footer=False)
-        table.add_column("", no_wrap=True)
+        table.add_column("", overflow="fold")
         for name in ("Linears", "weights", "requested", "reached", "lowest", "highest"):
             table.add_column(name, justify="right", no_wrap=True)
         layers = _group(self.linears, lambda name, linear: linear.layer)
@@ -189,11 +193,11 @@ def weighted_sparsity(linears: Iterable[LinearReport], value: str = "reached") -
 
 
 def write_json(path: str | os.PathLike[str], data: Any) -> Path:
-    """Writes strict JSON through a temporary file beside it, so that no reader ever sees half a file."""
+    """Writes strict JSON through a temporary file beside it, so no reader sees half a file."""
     path = Path(path)
     text = json.dumps(data, indent=1, allow_nan=False) + "\n"
     # Lists of numbers (tokens, shapes) go on one line each, or a report would have a line a token.
-    text = re.sub(r"\[[\s\d,]+\]", lambda match: re.sub(r"\s+", " ", match[0]), text)
+    text = re.sub(r"\[\n[\s\d,]+\]", lambda match: re.sub(r"\s+", " ", match[0]), text)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:

@@ -1,0 +1,222 @@
+"""Figures of a pruning report: sparsity, diversity and selected tokens by depth. Needs matplotlib.
+
+Colours are those of Okabe and Ito and the viridis map, which colour-blind readers can tell apart.
+Figures are made without pyplot, so nothing global changes and no display is needed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tamp_modifier.report import (
+    LinearReport,
+    PruningReport,
+    ReportError,
+    layer_index,
+    linear_type,
+    weighted_sparsity,
+)
+from tamp_modifier.tokens import MODALITY_NAMES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#999933")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+MODALITY_COLOURS = dict(zip(MODALITY_NAMES, COLOURS, strict=False))
+DPI = 150
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure in inches, laid out so that labels never overlap."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError(
+            'figures need matplotlib: pip install "tamp-modifier[compress]"'
+        ) from None
+    return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Writes a PNG, making the folder if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Software": "tamp-modifier"})
+    return path
+
+
+def draw_report(report: PruningReport, folder: Path) -> list[Path]:
+    """Writes ``sparsity.png``, and ``diversity.png`` and ``selected_tokens.png`` if measured."""
+    if not report.linears:
+        raise ReportError("the report has no pruned Linear, there is nothing to draw")
+    paths = [save_figure(sparsity_figure(report), folder / "sparsity.png")]
+    if any(linear.importance is not None for linear in report.linears.values()):
+        paths.append(save_figure(diversity_figure(report), folder / "diversity.png"))
+    if report.token_types and any(linear.selected for linear in report.linears.values()):
+        paths.append(save_figure(selection_figure(report), folder / "selected_tokens.png"))
+    return paths
+
+
+def by_type_and_layer(report: PruningReport) -> dict[str, dict[str, list[LinearReport]]]:
+    """The Linears as ``{type: {layer: [Linear, ...]}}``, types and layers in order of depth."""
+    grid: dict[str, dict[str, list[LinearReport]]] = {}
+    for name, linear in report.linears.items():
+        grid.setdefault(linear_type(name), {}).setdefault(linear.layer, []).append(linear)
+    return grid
+
+
+def draw_sparsity_grid(axes: Axes, report: PruningReport) -> None:
+    """Heat map of the reached sparsity, Linear type against depth."""
+    grid = by_type_and_layer(report)
+    layers = _layers(report)
+    cells = [
+        [weighted_sparsity(row[layer]) if layer in row else math.nan for layer in layers]
+        for row in grid.values()
+    ]
+    known = [value for row in cells for value in row if not math.isnan(value)]
+    low, high = math.floor(10 * min(known)) / 10, math.ceil(10 * max(known)) / 10
+    low, high = max(0.0, min(low, high - 0.2)), min(1.0, max(high, low + 0.2))
+    image = axes.imshow(cells, cmap="viridis", vmin=low, vmax=high, aspect="auto")
+    axes.set_yticks(range(len(grid)), list(grid))
+    _depth_axis(axes, layers)
+    if len(layers) <= 16:
+        for y, row in enumerate(cells):
+            for x, value in enumerate(row):
+                if not math.isnan(value):
+                    colour = "black" if value > (low + high) / 2 else "white"
+                    axes.text(x, y, f"{100 * value:.0f}", ha="center", va="center", color=colour)
+    bar = axes.figure.colorbar(image, ax=axes, pad=0.02)
+    bar.set_label("sparsity")
+    bar.ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+
+
+def sparsity_figure(report: PruningReport) -> Figure:
+    """Reached sparsity per Linear type and decoder layer."""
+    types, layers = len(by_type_and_layer(report)), len(_layers(report))
+    figure = new_figure(min(14, 3.5 + 0.45 * max(layers, 6)), 1.6 + 0.34 * max(types, 3))
+    axes = figure.add_subplot()
+    draw_sparsity_grid(axes, report)
+    axes.set_title(f"Sparsity of each Linear, {100 * report.reached_sparsity:.1f} % in total")
+    return figure
+
+
+def diversity_figure(report: PruningReport) -> Figure:
+    """DAS importance and its terms (1 - mean cosine) against depth, one line a Linear type."""
+    linears = report.linears.values()
+    pairs = list(dict.fromkeys(pair for linear in linears for pair in linear.similarities))
+    panels = ["importance", *pairs]
+    columns = min(len(panels), 2 if len(panels) <= 4 else 4)
+    rows = math.ceil(len(panels) / columns)
+    figure = new_figure(1.5 + 4.2 * columns, 0.6 + 3.0 * rows)
+    layers = _layers(report)
+    grid = by_type_and_layer(report)
+    axes: Axes | None = None
+    for number, panel in enumerate(panels):
+        axes = figure.add_subplot(rows, columns, number + 1)
+        for index, (kind, row) in enumerate(grid.items()):
+            points = [
+                (position, value)
+                for position, layer in enumerate(layers)
+                if (value := _mean_term(row.get(layer, []), panel)) is not None
+            ]
+            axes.plot(
+                [x for x, _ in points],
+                [y for _, y in points],
+                label=kind,
+                color=COLOURS[index % len(COLOURS)],
+                marker=MARKERS[index % len(MARKERS)],
+                markersize=4,
+                linewidth=1.3,
+                linestyle="-" if index < len(COLOURS) else "--",
+            )
+        title = (
+            f"diversity {panel} (1 - mean cosine)" if number else "importance (sum of the terms)"
+        )
+        axes.set_title(title, fontsize=10)
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        _depth_axis(axes, layers)
+    if axes is not None:
+        handles, labels = axes.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right upper", frameon=False)
+    return figure
+
+
+def selection_figure(report: PruningReport) -> Figure:
+    """How many tokens were selected by depth and modality, and the share of each modality."""
+    layers = _layers(report)
+    counts = {layer: _picked(report, layer) for layer in layers}
+    present = [name for name in MODALITY_NAMES if report.tokens.get(name)]
+    figure = new_figure(11, 3.8)
+    number, share = figure.subplots(1, 2)
+    bottom = [0.0] * len(layers)
+    for name in present:
+        heights = [counts[layer].get(name, 0.0) for layer in layers]
+        number.bar(
+            range(len(layers)), heights, bottom=bottom, label=name, color=MODALITY_COLOURS[name]
+        )
+        bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
+    number.set_ylabel("tokens per sample and Linear")
+    number.set_title("selected tokens, mean", fontsize=10)
+    total = sum(report.tokens.values())
+    for index, name in enumerate(present):
+        heights = [counts[layer].get(name, 0.0) for layer in layers]
+        shares = [h / b if b else math.nan for h, b in zip(heights, bottom, strict=True)]
+        colour = MODALITY_COLOURS[name]
+        share.plot(shares, color=colour, marker=MARKERS[index], markersize=4)
+        share.axhline(report.tokens[name] / total, color=colour, linestyle="--", linewidth=1)
+    share.plot([], [], color="grey", marker="o", markersize=4, label="selected tokens")
+    share.plot([], [], color="grey", linestyle="--", label="all tokens")
+    share.set_ylim(0, 1)
+    share.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    share.set_title("share of each modality", fontsize=10)
+    share.grid(alpha=0.3)
+    for axes in (number, share):
+        _depth_axis(axes, layers)
+    number.grid(alpha=0.3, axis="y")
+    number.set_axisbelow(True)
+    handles = [*number.get_legend_handles_labels()[0], *share.get_legend_handles_labels()[0]]
+    labels = [*number.get_legend_handles_labels()[1], *share.get_legend_handles_labels()[1]]
+    figure.legend(handles, labels, loc="outside right upper", frameon=False)
+    return figure
+
+
+def _layers(report: PruningReport) -> list[str]:
+    return list(dict.fromkeys(linear.layer for linear in report.linears.values()))
+
+
+def _depth_axis(axes: Axes, layers: Sequence[str]) -> None:
+    step = max(1, math.ceil(len(layers) / 16))
+    positions = range(0, len(layers), step)
+    labels = [layer_index(layers[position]) for position in positions]
+    axes.set_xticks(
+        positions,
+        [str(p if label is None else label) for p, label in zip(positions, labels, strict=True)],
+    )
+    axes.set_xlabel("decoder layer")
+
+
+def _mean_term(linears: Sequence[LinearReport], panel: str) -> float | None:
+    if panel == "importance":
+        values = [linear.importance for linear in linears if linear.importance is not None]
+    else:
+        values = [1 - lin.similarities[panel] for lin in linears if panel in lin.similarities]
+    return sum(values) / len(values) if values else None
+
+
+def _picked(report: PruningReport, layer: str) -> dict[str, float]:
+    """Mean number of picked tokens per sample and Linear of one decoder layer, by modality name."""
+    counts: Counter[str] = Counter()
+    choices = 0
+    for linear in report.linears.values():
+        if linear.layer != layer or not linear.selected:
+            continue
+        for types, tokens in zip(report.token_types, linear.selected, strict=False):
+            counts.update(MODALITY_NAMES[types[token]] for token in tokens if token < len(types))
+            choices += 1
+    return {name: count / choices for name, count in counts.items()} if choices else {}

@@ -1,0 +1,97 @@
+"""The tamp command: arguments, exit status, one clear line on failure."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_report import make_report
+
+from tamp_modifier import cli
+
+
+def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tamp_modifier.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd)
+
+
+def test_help_lists_the_commands_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "from tamp_modifier import cli\n"
+        "try:\n    cli.main(['--help'])\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        "heavy = {'torch', 'transformers', 'llmcompressor', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "demo" in done.stdout and "report" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["demo", "report"])
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main([command, "--help"])
+    assert end.value.code == 0
+    assert f"usage: tamp {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "COMMAND"),
+        (["prun"], "invalid choice: 'prun'"),
+        (["report"], "REPORT.json"),
+        (["demo", "--samples", "0"], "'0' is not a positive whole number"),
+        (["demo", "--items", "many"], "'many' is not a positive whole number"),
+    ],
+)
+def test_wrong_arguments_end_with_status_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(arguments)
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_report_prints_the_table_and_draws_figures(tmp_path: Path) -> None:
+    path = make_report().save(tmp_path / "report.json")
+    done = run("report", str(path), "--figures", "figures", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "total" in done.stdout and "27 text, 60 image" in done.stdout
+    assert "wrote figures/sparsity.png" in done.stdout
+    assert (tmp_path / "figures" / "selected_tokens.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda path: None, "No such file or directory"),
+        (lambda path: path.mkdir(), "Is a directory"),
+        (lambda path: path.write_text("{}"), "is not a pruning report of tamp-modifier"),
+        (lambda path: path.write_text("hello"), "is not a JSON file"),
+    ],
+)
+def test_a_bad_report_is_one_line_and_status_1(tmp_path: Path, prepare, message: str) -> None:
+    prepare(tmp_path / "report.json")
+    done = run("report", "report.json", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("tamp: error: report.json") and message in done.stderr
+
+
+def test_figures_in_a_place_that_is_a_file_are_one_line(tmp_path: Path) -> None:
+    make_report().save(tmp_path / "report.json")
+    (tmp_path / "taken").write_text("")
+    done = run("report", "report.json", "--figures", "taken", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1 and "taken" in done.stderr
+
+
+def test_the_traceback_is_shown_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TAMP_DEBUG", "1")
+    with pytest.raises(FileNotFoundError):
+        cli.main(["report", str(tmp_path / "absent.json")])
