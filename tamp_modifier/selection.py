@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from tamp_modifier.diversity import MIN_NORM, similarity_terms, similarity_terms_from_cosines
+from tamp_modifier.statistics import NonFiniteError
 from tamp_modifier.tokens import TEXT
 
 GRAPH_DECAY = 1.0  # of exp(-GRAPH_DECAY * d) in the graph score
@@ -62,7 +63,8 @@ def select_amia(
         by the lower index.
 
     Raises:
-        ValueError: shapes that do not agree, no tokens, values that are not finite.
+        ValueError: shapes that do not agree, no tokens.
+        NonFiniteError: values that are not finite.
     """
     if outputs.ndim != 2 or outputs.shape[0] == 0:
         raise ValueError(f"outputs must be [tokens, features] with tokens > 0, got {tuple(outputs.shape)}")
@@ -91,7 +93,7 @@ def select_amia(
     limit = threshold * (1.0 - density).clamp_min(0.0).sqrt()
     scalars = torch.stack((limit, scores.sum().double(), row_means.sum().double())).tolist()
     if not all(math.isfinite(scalar) for scalar in scalars):
-        raise ValueError("outputs or attention of a sample are not finite")
+        raise NonFiniteError("outputs or attention of a sample are not finite")
 
     order = _greedy_order(scores.tolist(), near.tolist(), damping.tolist())
     picked = _stop_by_mmd(order, kernel, row_means, max(scalars[0], MMD_RESOLUTION))

@@ -6,6 +6,10 @@ import torch
 from torch import Tensor
 
 
+class NonFiniteError(ValueError):
+    """Activations that are NaN or infinite."""
+
+
 class RowScalars:
     """Mean of x_j^2 over all selected tokens of all samples, the activation term of Wanda.
 
@@ -36,15 +40,20 @@ class RowScalars:
         self._sums += inputs.float().square().sum(0).to(self._sums)
         self.tokens += inputs.shape[0]
 
+    def is_finite(self) -> bool:
+        """Whether the sums so far are finite."""
+        return self._sums is None or bool(torch.isfinite(self._sums.float()).all())
+
     def result(self) -> Tensor:
         """Mean of x_j^2, fp32 [in_features].
 
         Raises:
-            ValueError: no token was seen, or the mean is not finite.
+            ValueError: no token was seen.
+            NonFiniteError: the mean is not finite.
         """
         if self._sums is None or self.tokens == 0:
             raise ValueError("no calibration token was selected")
         scalars = (self._sums / self.tokens).float()
         if not bool(torch.isfinite(scalars).all()):
-            raise ValueError("activation statistics are not finite")
+            raise NonFiniteError("activation statistics are not finite")
         return scalars

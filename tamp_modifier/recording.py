@@ -1,0 +1,78 @@
+"""Builds the report of a pruning run from what the modifier knows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from tamp_modifier.batches import TokenBatch, count_tokens
+from tamp_modifier.collect import DiversityCollector, SelectionCollector
+from tamp_modifier.report import LinearReport, PruningReport, pair_name, weighted_sparsity
+from tamp_modifier.targets import Target
+
+PACKAGES = ("tamp-modifier", "llmcompressor", "compressed-tensors", "transformers", "torch")
+
+
+def build_report(
+    settings: Mapping[str, Any],
+    targets: Sequence[Target],
+    batches: Sequence[TokenBatch],
+    sparsities: Mapping[str, float],
+    reached: Mapping[str, float],
+    diversity: DiversityCollector | None,
+    selected: SelectionCollector,
+    timings: Mapping[str, float],
+) -> PruningReport:
+    """The report of a finished run.
+
+    Args:
+        settings: the modifier's fields as JSON values.
+        targets: the pruned Linears.
+        batches: the calibration batches.
+        sparsities: what was allocated, by Linear.
+        reached: share of zeros after pruning, by Linear.
+        diversity: importance and similarities; None where the allocation needs none.
+        selected: selected tokens.
+        timings: seconds by phase.
+    """
+    samples = sum(batch.types.shape[0] for batch in batches)
+    linears = {}
+    for target in targets:
+        name = target.name
+        similarities = diversity.similarities(name) if diversity is not None else {}
+        linears[name] = LinearReport(
+            shape=tuple(target.module.weight.shape),  # type: ignore[arg-type]
+            numel=target.module.weight.numel(),
+            importance=diversity.importance(name) if diversity is not None and similarities else None,
+            similarities={pair_name(pair): value for pair, value in similarities.items()},
+            allocated=sparsities[name],
+            reached=reached[name],
+            tokens_seen=selected.tokens_seen(name),
+            selected=selected.indices(name, samples),
+            layer=target.layer or name.rpartition(".")[0],
+        )
+    return PruningReport(
+        requested_sparsity=settings["sparsity"],
+        reached_sparsity=weighted_sparsity(linears.values()),
+        mask_structure=settings["mask_structure"],
+        settings=dict(settings),
+        versions={name: _version(name) for name in PACKAGES},
+        seed=torch.initial_seed(),
+        samples=samples,
+        tokens=count_tokens(batches),
+        timings=dict(timings),
+        linears=linears,
+        token_types=[
+            types[types >= 0].tolist() for batch in batches for types in batch.types
+        ],
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

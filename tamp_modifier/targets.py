@@ -1,0 +1,158 @@
+"""Which Linears are pruned, and where in the model each of them lives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from compressed_tensors.utils import is_match
+from llmcompressor.modeling.moe.linear_experts import LinearExperts2D
+from torch import nn
+
+# Never worth pruning and never meant by "Linear": the output head, and routers, whose few rows decide
+# which expert a token goes to.
+ALWAYS_IGNORED = (
+    "re:.*lm_head$",
+    r"re:.*\.(gate|router|wg|shared_expert_gate|shared_experts_gate)(\..*)?$",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A Linear that is pruned.
+
+    Attributes:
+        name: its full name in the model.
+        module: the Linear itself.
+        layer: full name of its decoder layer; None outside of the text decoder.
+        experts: full name of the container of linearised experts that it belongs to, or None.
+        expert: its number in that container, or None.
+    """
+
+    name: str
+    module: nn.Linear
+    layer: str | None
+    experts: str | None = None
+    expert: int | None = None
+
+
+def find_decoder_layers(model: nn.Module, classes: Sequence[str] = ()) -> dict[str, nn.Module]:
+    """Finds the decoder layers of the text decoder.
+
+    Args:
+        model: any model; multimodal ones of transformers tell their text decoder by ``get_decoder``.
+        classes: class names or name patterns of the decoder layers, where the model does not tell.
+
+    Returns:
+        Full name to module, in order of depth.
+
+    Raises:
+        ValueError: none is found.
+    """
+    if classes:
+        layers = {
+            name: module
+            for name, module in model.named_modules()
+            if any(is_match(name, module, pattern) for pattern in classes)
+        }
+        if not layers:
+            raise ValueError(f"sequential_targets={list(classes)} matches no module of the model")
+        return layers
+
+    decoder = _text_decoder(model)
+    stacks = [
+        (name.count("."), -_count_linears(module), module)
+        for name, module in decoder.named_modules()
+        if isinstance(module, nn.ModuleList) and _count_linears(module) > 0
+    ]
+    if not stacks:
+        raise ValueError(
+            "the decoder layers of the model cannot be found; "
+            "set sequential_targets to the class name of its decoder layer"
+        )
+    # The decoder's own stack is the outermost one, as experts are stacks inside of it, and the largest.
+    stack = min(stacks, key=lambda item: item[:2])[2]
+    prefix = next(name for name, module in model.named_modules() if module is stack)
+    return {f"{prefix}.{index}": layer for index, layer in enumerate(stack)}
+
+
+def find_targets(
+    model: nn.Module,
+    layers: dict[str, nn.Module],
+    targets: Sequence[str],
+    ignore: Sequence[str],
+) -> tuple[list[Target], list[str]]:
+    """Matches the Linears to prune.
+
+    A class name such as ``Linear`` matches inside the text decoder only, so that vision and audio
+    towers, projectors and embeddings stay as they are. A module name or ``re:`` pattern matches
+    anywhere. The output head and routers match only by a name or pattern of their own.
+
+    Args:
+        model: the model.
+        layers: its decoder layers, from :func:`find_decoder_layers`.
+        targets: class names, module names or ``re:`` patterns.
+        ignore: the same; what they match is left alone.
+
+    Returns:
+        The targets in order of the model, and the ``ignore`` patterns that matched no module.
+
+    Raises:
+        ValueError: a target matches nothing, or nothing is left after ignoring.
+    """
+    ignore_hits = dict.fromkeys(ignore, False)
+    target_hits = dict.fromkeys(targets, False)
+    containers = {
+        name: module for name, module in model.named_modules() if isinstance(module, LinearExperts2D)
+    }
+    found: list[Target] = []
+    for name, module in model.named_modules():
+        ignored = [pattern for pattern in ignore if is_match(name, module, pattern)]
+        ignore_hits.update(dict.fromkeys(ignored, True))
+        if not isinstance(module, nn.Linear):
+            continue
+        layer = next((layer for layer in layers if name.startswith(f"{layer}.")), None)
+        hits = [pattern for pattern in targets if _is_target(name, module, layer, pattern)]
+        target_hits.update(dict.fromkeys(hits, True))
+        if hits and not _is_ignored(name, module, ignore):
+            experts, expert = _expert_of(name, containers)
+            found.append(Target(name, module, layer, experts, expert))
+
+    missed = [pattern for pattern, hit in target_hits.items() if not hit]
+    if missed:
+        raise ValueError(f"targets={missed} match no Linear of the model")
+    if not found:
+        raise ValueError(f"targets={list(targets)} are all ignored by ignore={list(ignore)}")
+    return found, [pattern for pattern, hit in ignore_hits.items() if not hit]
+
+
+def _text_decoder(model: nn.Module) -> nn.Module:
+    get_decoder = getattr(model, "get_decoder", None)
+    decoder = get_decoder() if callable(get_decoder) else None
+    return decoder if isinstance(decoder, nn.Module) else model
+
+
+def _count_linears(module: nn.Module) -> int:
+    return sum(isinstance(child, nn.Linear) for child in module.modules())
+
+
+def _is_target(name: str, module: nn.Linear, layer: str | None, pattern: str) -> bool:
+    if not is_match(name, module, pattern):
+        return False
+    by_name = pattern == name or pattern.startswith("re:")
+    always_ignored = any(is_match(name, module, other) for other in ALWAYS_IGNORED)
+    return by_name or (layer is not None and not always_ignored)
+
+
+def _is_ignored(name: str, module: nn.Linear, ignore: Sequence[str]) -> bool:
+    # An ignored name covers what is inside it, as a user who ignores "model.layers.0" expects.
+    return any(
+        is_match(name, module, pattern) or name.startswith(f"{pattern}.") for pattern in ignore
+    )
+
+
+def _expert_of(name: str, containers: dict[str, nn.Module]) -> tuple[str | None, int | None]:
+    for container in containers:
+        if name.startswith(f"{container}."):
+            return container, int(name[len(container) + 1 :].split(".")[0])
+    return None, None
