@@ -1,0 +1,155 @@
+/* Which kernel runs, on which threads; and the entry points for `linear`. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "tamp_sparse.h"
+
+#define ABI_VERSION 1
+/* Below this many multiplications a second thread costs more than it brings. */
+#define SERIAL_COST (1 << 17)
+
+static int current_path = PATH_PORTABLE;
+
+EXPORT int tamp_abi_version(void) { return ABI_VERSION; }
+
+EXPORT int tamp_best_path(void) {
+#ifdef TAMP_X86
+    __builtin_cpu_init();
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return PATH_PORTABLE;
+    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
+        !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl") ||
+        !__builtin_cpu_supports("avx512vbmi2"))
+        return PATH_AVX2;
+    return __builtin_cpu_supports("avx512bf16") ? PATH_AVX512BF16 : PATH_AVX512;
+#else
+    return PATH_PORTABLE;
+#endif
+}
+
+EXPORT void tamp_set_path(int path) { current_path = path; }
+EXPORT int tamp_path(void) { return current_path; }
+
+/* OpenMP: the runtime of the process, given by its addresses, so that this library needs none at build
+ * time and shares the threads (and their CPU binding) of torch. */
+static struct {
+    void (*parallel)(void (*)(void *), void *, unsigned, unsigned);
+    int (*thread_num)(void), (*num_threads)(void), (*max_threads)(void), (*in_parallel)(void);
+} openmp;
+static int team_was_used, forked_after_use;
+
+EXPORT void tamp_set_openmp(void *parallel, void *thread_num, void *num_threads, void *max_threads,
+                            void *in_parallel) {
+    memcpy(&openmp.parallel, &parallel, sizeof parallel);
+    memcpy(&openmp.thread_num, &thread_num, sizeof thread_num);
+    memcpy(&openmp.num_threads, &num_threads, sizeof num_threads);
+    memcpy(&openmp.max_threads, &max_threads, sizeof max_threads);
+    memcpy(&openmp.in_parallel, &in_parallel, sizeof in_parallel);
+}
+
+/* The threads of an OpenMP team do not exist in a forked child, which would wait for them forever. */
+EXPORT void tamp_after_fork(void) { forked_after_use |= team_was_used; }
+
+typedef struct {
+    tamp_range work;
+    void *context;
+    int64_t count;
+} team_task;
+
+static void run_share(void *data) {
+    const team_task *task = data;
+    const int64_t thread = openmp.thread_num(), threads = openmp.num_threads();
+    const int64_t begin = task->count * thread / threads, end = task->count * (thread + 1) / threads;
+    if (begin < end) task->work(task->context, begin, end);
+}
+
+void tamp_parallel(tamp_range work, void *context, int64_t count, int64_t cost) {
+    if (openmp.parallel && !forked_after_use && cost >= SERIAL_COST && !openmp.in_parallel()) {
+        const int threads = openmp.max_threads();
+        if (threads > 1) {
+            team_task task = {work, context, count};
+            team_was_used = 1;
+            openmp.parallel(run_share, &task, (unsigned)threads, 0);
+            return;
+        }
+    }
+    if (count > 0) work(context, 0, count);
+}
+
+static float load_float(const void *values, int64_t i, int dtype) {
+    if (dtype == DTYPE_BF16) return float_of_bf16(((const uint16_t *)values)[i]);
+    if (dtype == DTYPE_FP16) return tamp_float_of_fp16(((const uint16_t *)values)[i]);
+    return ((const float *)values)[i];
+}
+
+typedef struct {
+    tamp_weight weight;
+    tamp_product product;
+    tamp_kernel kernel;
+    int64_t m;
+    size_t x_size, y_size; /* bytes of an entry of the prepared x, of y */
+    int corrupt;
+} linear_task;
+
+static void multiply_blocks(void *context, int64_t begin, int64_t end) {
+    linear_task *task = context;
+    for (int64_t first = 0; first < task->m; first += MAX_M) {
+        tamp_product product = task->product;
+        product.m = task->m - first < MAX_M ? (int)(task->m - first) : MAX_M;
+        product.x = (const char *)product.x + first * product.ldx * task->x_size;
+        product.y = (char *)product.y + first * product.ldy * task->y_size;
+        if (task->kernel(&task->weight, &product, begin, end))
+            __atomic_store_n(&task->corrupt, 1, __ATOMIC_RELAXED);
+    }
+}
+
+/* y = x @ weight.T + bias. x: [m, columns], y: [m, rows], all of one dtype.
+ * Returns 0, 1 where mask and offsets disagree (y is not to be used then), 2 without memory. */
+EXPORT int tamp_linear(const void *x, int64_t m, int64_t x_stride, int dtype, const uint32_t *mask,
+                       const void *values, const int64_t *offsets, int64_t kept, int64_t rows,
+                       int64_t columns, const void *bias, void *y) {
+    static const tamp_kernel kernels[PATHS] = {
+        tamp_gemv_portable,
+#ifdef TAMP_X86
+        tamp_gemv_avx2, tamp_gemv_avx512, tamp_gemv_avx512bf16,
+#endif
+    };
+    int path = current_path;
+    if (path == PATH_AVX512BF16 && dtype != DTYPE_BF16) path = PATH_AVX512;
+    const int as_bf16 = path == PATH_AVX512BF16;
+    const int64_t tiles = (columns + TILE_COLUMNS - 1) / TILE_COLUMNS;
+    const int64_t width = tiles * TILE_COLUMNS;
+    linear_task task = {
+        .weight = {mask, values, offsets, kept, rows, columns, (rows + BLOCK_ROWS - 1) / BLOCK_ROWS, tiles},
+        .product = {.dtype = dtype, .y = y, .ldy = rows},
+        .kernel = kernels[path],
+        .m = m,
+        .x_size = as_bf16 ? 2 : 4,
+        .y_size = dtype == DTYPE_FP32 ? 4 : 2,
+    };
+    const int copy = width != columns || !(as_bf16 || dtype == DTYPE_FP32);
+    const size_t x_bytes = copy ? (size_t)(m * width) * task.x_size : 0;
+    char *scratch = NULL;
+    if (x_bytes || bias) {
+        scratch = malloc(x_bytes + (bias ? (size_t)rows * sizeof(float) : 0) + 64);
+        if (!scratch) return 2;
+    }
+    char *aligned = (char *)(((uintptr_t)scratch + 63) & ~(uintptr_t)63);
+    task.product.x = copy ? aligned : x;
+    task.product.ldx = copy ? width : x_stride;
+    for (int64_t i = 0; copy && i < m; i++) {
+        char *to = aligned + i * width * task.x_size;
+        if (as_bf16) memcpy(to, (const uint16_t *)x + i * x_stride, columns * 2);
+        else
+            for (int64_t c = 0; c < columns; c++)
+                ((float *)to)[c] = load_float(x, i * x_stride + c, dtype);
+        memset(to + columns * task.x_size, 0, (width - columns) * task.x_size);
+    }
+    if (bias) {
+        float *converted = (float *)(aligned + x_bytes);
+        for (int64_t r = 0; r < rows; r++) converted[r] = load_float(bias, r, dtype);
+        task.product.bias = converted;
+    }
+    tamp_parallel(multiply_blocks, &task, task.weight.blocks, rows * columns * m);
+    free(scratch);
+    return task.corrupt;
+}

@@ -1,0 +1,131 @@
+"""`linear` with a packed weight: the torch custom op, its fake implementation, and the choice of kernel.
+
+The op is ``torch.ops.tamp_modifier.sparse_linear(x, mask, values, offsets, out_features, bias)``. It is
+registered through `torch.library.Library`, which costs less per call than `torch.library.custom_op`.
+It works under `torch.compile` and has no gradient.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tamp_modifier.sparse import native
+from tamp_modifier.sparse.format import (
+    BLOCK_ROWS,
+    COMPUTE_DTYPES,
+    PackedWeight,
+    mask_shape,
+    padding_length,
+    unpack_blocks,
+)
+
+# More rows of x than this are multiplied by a dense GEMM with parts of the weight that are expanded
+# one after another; fewer by the sparse kernel.
+SPARSE_ROWS = 8
+# Bytes of one expanded part: fits the level-2 cache together with its share of x.
+EXPANDED_BYTES = 2 << 20
+
+
+def _check(
+    x: Tensor, mask: Tensor, values: Tensor, offsets: Tensor, out_features: int, bias: Tensor | None
+) -> None:
+    """All that can be checked without reading the tensors; called for every product."""
+    if x.dtype != values.dtype or x.dtype not in COMPUTE_DTYPES:
+        allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in COMPUTE_DTYPES)
+        raise ValueError(
+            f"x has dtype {x.dtype} and the weight {values.dtype}; both must be one of {allowed}"
+        )
+    if x.dim() == 0:
+        raise ValueError("x must have at least one dimension")
+    expected = mask_shape((out_features, x.shape[-1]))
+    if mask.shape != expected or mask.dtype != torch.int32:
+        raise ValueError(
+            f"x with {x.shape[-1]} features and a weight with {out_features} rows need a mask of "
+            f"shape {expected} in int32, got {tuple(mask.shape)} in {mask.dtype}"
+        )
+    if offsets.shape != (expected[0] + 1,) or offsets.dtype != torch.int64:
+        raise ValueError(f"offsets must be int64 [{expected[0] + 1}], got {tuple(offsets.shape)}")
+    if values.dim() != 1 or values.shape[0] < padding_length(values.dtype):
+        raise ValueError(f"values must be 1-D and end with the padding, got {tuple(values.shape)}")
+    if bias is not None and (bias.shape != (out_features,) or bias.dtype != x.dtype):
+        raise ValueError(
+            f"bias must be {x.dtype} [{out_features}], got {bias.dtype} {tuple(bias.shape)}"
+        )
+
+
+def _expanded_linear(
+    x: Tensor, mask: Tensor, values: Tensor, offsets: Tensor, out: Tensor, bias: Tensor | None
+) -> None:
+    """The dense product ``x [m, in]`` -> `out` ``[m, out]``, over parts of the expanded weight."""
+    features, rows = x.shape[1], out.shape[1]
+    step = max(1, EXPANDED_BYTES // max(1, BLOCK_ROWS * features * x.itemsize))
+    for block in range(0, mask.shape[0], step):
+        stop = min(block + step, mask.shape[0])
+        part = unpack_blocks(mask, values, offsets, (rows, features), (block, stop))
+        first = block * BLOCK_ROWS
+        last = first + part.shape[0]
+        part_bias = None if bias is None else bias[first:last]
+        out[:, first:last] = torch.nn.functional.linear(x, part, part_bias)
+
+
+def _cpu(
+    x: Tensor, mask: Tensor, values: Tensor, offsets: Tensor, out_features: int, bias: Tensor | None
+) -> Tensor:
+    _check(x, mask, values, offsets, out_features, bias)
+    out = x.new_empty(*x.shape[:-1], out_features)
+    rows = x.numel() // max(1, x.shape[-1])
+    if out.numel() == 0:
+        return out
+    if x.shape[-1] == 0:
+        return out.zero_() if bias is None else out.copy_(bias.expand_as(out))
+    flat = x.reshape(rows, x.shape[-1])
+    target = out.view(rows, out_features)
+    if native.available() and rows <= SPARSE_ROWS:
+        if not (mask.is_contiguous() and values.is_contiguous() and offsets.is_contiguous()):
+            raise ValueError("mask, values and offsets must be contiguous")
+        flat = flat.contiguous()
+        bias = None if bias is None else bias.contiguous()
+        kept = values.numel() - padding_length(values.dtype)
+        native.linear(flat, mask, values, offsets, kept, target, bias)
+    else:
+        _expanded_linear(flat, mask, values, offsets, target, bias)
+    return out
+
+
+def _fake(
+    x: Tensor, mask: Tensor, values: Tensor, offsets: Tensor, out_features: int, bias: Tensor | None
+) -> Tensor:
+    return x.new_empty(*x.shape[:-1], out_features)
+
+
+_library = torch.library.Library("tamp_modifier", "DEF")
+_library.define(
+    "sparse_linear(Tensor x, Tensor mask, Tensor values, Tensor offsets, int out_features, "
+    "Tensor? bias=None) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_library.impl("sparse_linear", _cpu, "CPU")
+torch.library.register_fake("tamp_modifier::sparse_linear", _fake, lib=_library)
+
+
+def linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None) -> Tensor:
+    """``x @ unpack(packed).T + bias`` without expanding the weight where `x` has few rows.
+
+    Sums are fp32. As in the dense product a zero of the weight times Inf or NaN in `x` is NaN.
+
+    Args:
+        x: ``[..., in]``, bf16, fp16 or fp32, of the dtype of the weight.
+        packed: the weight; `validate` it first if it does not come from `pack`.
+        bias: ``[out]`` of the same dtype.
+
+    Returns:
+        ``[..., out]`` in the dtype of `x`.
+
+    Raises:
+        ValueError: dtypes or shapes do not fit.
+        RuntimeError: mask and offsets of the weight disagree.
+    """
+    return torch.ops.tamp_modifier.sparse_linear(
+        x, packed.mask, packed.values, packed.offsets, packed.shape[0], bias
+    )
