@@ -1,14 +1,14 @@
 """Importance -> sparsity per Linear, under one global budget.
 
-The official code starts every Linear at the fewest weights that the cap allows, then hands out what is missing
-to (1 - sparsity) * total in proportion to the score, again and again, clamping the Linears that are full. Every
-round adds to all that are not full in the same proportion, so the loop ends at
+The official code starts every Linear at the fewest weights that the cap allows and hands out what
+is missing to (1 - sparsity) * total in proportion to the score, again and again, clamping Linears
+that are full. Every round adds in the same proportion to all that are not full, so it ends at
 
     kept_g = min(numel_g, numel_g * (1 - max_sparsity) + level * score_g)
 
-with the one level that meets the budget. The level is found here directly: kept is piecewise linear in it.
-Note what "das" means: the kept NUMBER of weights follows the score, so small Linears (k_proj, v_proj under
-grouped-query attention) become dense. "das_numel" makes the kept SHARE follow the score.
+with the one level that meets the budget. It is found here directly: kept is piecewise linear in it.
+Note what "das" means: the NUMBER of kept weights follows the score, so small Linears (k_proj and
+v_proj under grouped-query attention) become dense. "das_numel" lets the SHARE follow the score.
 """
 
 from __future__ import annotations
@@ -16,21 +16,20 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from itertools import accumulate
 from typing import ClassVar
 
 from tamp_modifier.masks import pruned_columns
 
 
 class Allocation(ABC):
-    """How the sparsity of the whole is shared out. A new rule is one subclass, listed in `ALLOCATIONS`."""
+    """How sparsity is shared out. A new rule is one subclass, listed in `ALLOCATIONS`."""
 
     name: ClassVar[str]
     needs_importance: ClassVar[bool] = True
 
     @abstractmethod
-    def scores(
-        self, importance: Mapping[str, float], numel: Mapping[str, int]
-    ) -> dict[str, float]:
+    def scores(self, importance: Mapping[str, float], numel: Mapping[str, int]) -> dict[str, float]:
         """Score of every Linear that the kept weights above the minimum follow."""
 
     def __call__(
@@ -52,9 +51,7 @@ class DAS(Allocation):
 
     name = "das"
 
-    def scores(
-        self, importance: Mapping[str, float], numel: Mapping[str, int]
-    ) -> dict[str, float]:
+    def scores(self, importance: Mapping[str, float], numel: Mapping[str, int]) -> dict[str, float]:
         return {name: importance[name] for name in numel}
 
 
@@ -63,9 +60,7 @@ class DASNumel(Allocation):
 
     name = "das_numel"
 
-    def scores(
-        self, importance: Mapping[str, float], numel: Mapping[str, int]
-    ) -> dict[str, float]:
+    def scores(self, importance: Mapping[str, float], numel: Mapping[str, int]) -> dict[str, float]:
         return {name: importance[name] * numel[name] for name in numel}
 
 
@@ -75,9 +70,7 @@ class Uniform(Allocation):
     name = "uniform"
     needs_importance = False
 
-    def scores(
-        self, importance: Mapping[str, float], numel: Mapping[str, int]
-    ) -> dict[str, float]:
+    def scores(self, importance: Mapping[str, float], numel: Mapping[str, int]) -> dict[str, float]:
         return {name: float(count) for name, count in numel.items()}
 
 
@@ -110,10 +103,10 @@ def allocate_sparsity(
         max_sparsity: cap of a single Linear, in [sparsity, 1].
 
     Returns:
-        Linear -> sparsity in [0, max_sparsity], with sum of numel x sparsity equal to sparsity x total.
+        Linear -> sparsity in [0, max_sparsity]; numel x sparsity sums up to sparsity x total.
 
     Raises:
-        ValueError: values out of range, importance that is missing, negative or not finite, naming the Linear.
+        ValueError: values out of range; importance missing, negative or not finite (with the name).
     """
     return ALLOCATIONS["das"](importance, numel, sparsity, max_sparsity)
 
@@ -124,7 +117,8 @@ def explicit_allocation(
     """Check sparsities that the user gives for every Linear by name.
 
     Raises:
-        ValueError: a Linear without a sparsity, a name that is no target Linear, a value outside [0, 1).
+        ValueError: a Linear without a sparsity, a name that is no target Linear, a value outside
+            [0, 1).
     """
     missing = [name for name in numel if name not in sparsities]
     unknown = [name for name in sparsities if name not in numel]
@@ -143,8 +137,8 @@ def round_to_budget(
 ) -> dict[str, float]:
     """Round every sparsity to whole columns a row, keeping the total.
 
-    Every Linear moves by less than one column. Where rounding all of them to nearest misses the total, those
-    nearest to the middle are rounded the other way as long as that brings the total nearer.
+    Every Linear moves by less than one column. Where rounding all to nearest misses the total,
+    those nearest to the middle are rounded the other way where that brings the total nearer.
 
     Args:
         sparsities: Linear -> sparsity.
@@ -174,26 +168,22 @@ def _fill(
     least = {name: count * (1.0 - max_sparsity) for name, count in numel.items()}
     room = {name: numel[name] - least[name] for name in numel}
     missing = math.fsum(numel.values()) * (1.0 - sparsity) - math.fsum(least.values())
+    largest = max(scores.values()) or 1.0  # only ratios count; keeps the sums below in range
+    scores = {name: scores[name] / largest for name in numel}
     added = dict.fromkeys(numel, 0.0)
-    # Linears in the order in which they fill up as the level rises; the sum of scores behind each of them.
-    scored = sorted((name for name in numel if scores[name] > 0), key=lambda n: room[n] / scores[n])
-    behind = math.fsum(scores[name] for name in scored)
-    for i, name in enumerate(scored):
-        level = missing / behind
-        if level * scores[name] < room[name]:  # no other fills up before the budget is met
-            for other in scored[i:]:
-                added[other] = level * scores[other]
-            missing = 0.0
-            break
-        added[name] = room[name]
-        missing -= room[name]
-        behind = math.fsum(scores[other] for other in scored[i + 1 :])
+    # In this order Linears fill up as the level rises.
+    scored = sorted((n for n in numel if scores[n] > 0), key=lambda n: room[n] / scores[n])
+    behind = list(accumulate(scores[name] for name in reversed(scored)))
+    for name in scored:
+        # If this one does not fill up, the level and so the shares of those behind it are final.
+        added[name] = min(room[name], max(missing, 0.0) * (scores[name] / behind.pop()))
+        missing -= added[name]
     # What the scored Linears cannot take goes to those of score 0, in proportion to their room.
     left = math.fsum(room[name] for name in numel if scores[name] <= 0)
     if missing > 0 and left > 0:
         for name in numel:
             if scores[name] <= 0:
-                added[name] = room[name] * missing / left
+                added[name] = room[name] * min(missing / left, 1.0)
     return {
         name: min(max(1.0 - (least[name] + added[name]) / numel[name], 0.0), max_sparsity)
         for name in numel

@@ -1,7 +1,7 @@
 """DAS: how diverse the outputs of one Linear are, within and between modalities.
 
-TAMP (arXiv 2504.09897), diversity-aware sparsity. For the outputs o_i of one Linear over one sample, with
-cos the cosine similarity:
+TAMP (arXiv 2504.09897), diversity-aware sparsity. For the outputs o_i of one Linear over one
+sample, with cos the cosine similarity:
 
 - intra-modality diversity of m:       1 - mean over pairs i < j in m of cos(o_i, o_j)
 - inter-modality diversity of (m, n):  1 - mean over i in m, j in n of cos(o_i, o_j)
@@ -17,6 +17,7 @@ so the cost is O(tokens x features).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +28,20 @@ Pair = tuple[int, int]
 MIN_NORM = 1e-12
 
 
+class PairSums(NamedTuple):
+    """Sums of cosines of one sample, before the division by the numbers of pairs.
+
+    Attributes:
+        types: modalities present, sorted.
+        counts: tokens of each.
+        sums: [M, M] fp64, on the device of the outputs; pairs (i, i) left out.
+    """
+
+    types: list[int]
+    counts: list[int]
+    sums: Tensor
+
+
 def mean_similarities(
     outputs: Tensor, token_types: Tensor, positive_only: bool = False
 ) -> dict[Pair, float]:
@@ -34,129 +49,120 @@ def mean_similarities(
 
     Args:
         outputs: [N, d] outputs of one Linear, any floating dtype, padding removed.
-        token_types: [N] modality of each token, any integers.
-        positive_only: average the intra-modality terms only over pairs whose cosine is above 0, as the
-            official code does (an artefact of how it masks the upper triangle; 0 when there is no such
-            pair). Needs the matrix of all pairs.
+        token_types: [N] modality of each token, integers from 0.
+        positive_only: average the intra-modality terms only over pairs whose cosine is above 0, as
+            the official code does (an artefact of how it masks the upper triangle); 0 where there
+            is no such pair. This needs the matrix of all pairs.
 
     Returns:
-        The mean cosine of (m, m) over pairs of different tokens and of (m, n), m < n, over all pairs. A
-        modality with fewer than two tokens has no (m, m) entry; no tokens give an empty dict. Outputs that
-        are not finite give NaN.
+        The mean cosine of (m, m) over pairs of different tokens and of (m, n), m < n, over all
+        pairs. A modality with fewer than two tokens has no (m, m) entry; no tokens give an empty
+        dict. A zero vector has cosine 0 with every token. Outputs that are not finite give NaN.
+
+    Raises:
+        ValueError: shapes that do not agree.
     """
-    pairs, values = similarity_terms(outputs, token_types, positive_only)
-    return dict(zip(pairs, values.tolist(), strict=True))
+    return pair_means(pair_sums(outputs, token_types, positive_only))
 
 
 def importance(similarities: Mapping[Pair, float]) -> float:
-    """Importance of a Linear: the sum of 1 - cosine over the terms present (0 when there is none)."""
+    """Importance of a Linear: the sum of 1 - cosine over the terms present, 0 without any."""
     return float(sum(1.0 - cosine for cosine in similarities.values()))
 
 
-def similarity_terms(
-    outputs: Tensor, token_types: Tensor, positive_only: bool = False
-) -> tuple[list[Pair], Tensor]:
-    """The terms of `mean_similarities` as pairs and an fp64 tensor [pairs] left on the device of `outputs`."""
+@torch.no_grad()
+def pair_sums(outputs: Tensor, token_types: Tensor, positive_only: bool = False) -> PairSums:
+    """The sums behind `mean_similarities`, without waiting for the device of `outputs`."""
     if outputs.ndim != 2 or token_types.shape != outputs.shape[:1]:
         raise ValueError(
-            f"outputs must be [tokens, features] and token_types [tokens], got {tuple(outputs.shape)} "
-            f"and {tuple(token_types.shape)}"
+            "outputs must be [tokens, features] and token_types [tokens], "
+            f"got {tuple(outputs.shape)} and {tuple(token_types.shape)}"
         )
-    types, member, counts = _membership(token_types, outputs.device)  # [M], [M, N], [M]
     vectors = outputs.float()
     norms = torch.linalg.vector_norm(vectors, dim=1)  # [N]
     inverse = norms.clamp_min(MIN_NORM).reciprocal()
     if positive_only:
         unit = vectors * inverse[:, None]
-        return similarity_terms_from_cosines(unit @ unit.T, token_types)
+        return pair_sums_from_cosines((unit @ unit.T).fill_diagonal_(0.0), token_types, True)
+    types, counts, member = _membership(token_types, outputs.device)
     sums = ((member * inverse) @ vectors).double()  # [M, d], s_m
-    totals = sums @ sums.T  # [M, M]
-    # The pairs (i, i) are not pairs of tokens: take |u_i|^2 off, which is 1, or 0 for a zero vector.
-    totals -= torch.diag((member @ (norms * inverse).square()).double())
-    return _terms(types, counts, totals, None)
+    own = (member @ (norms * inverse).square()).double()  # [M], N_m less the zero vectors
+    return PairSums(types, counts, sums @ sums.T - own.diag())
 
 
-def similarity_terms_from_cosines(
-    cosines: Tensor, token_types: Tensor
-) -> tuple[list[Pair], Tensor]:
-    """`similarity_terms` with positive_only=True, from a matrix [N, N] of cosines that is already there."""
-    types, member, counts = _membership(token_types, cosines.device)
-    totals = member @ cosines @ member.T  # [M, M]
-    positive = cosines > 0
-    positive.fill_diagonal_(False)
-    # Row sums first: only the M x M diagonal is wanted, so modality m is summed over its own columns.
-    kept = torch.where(positive, cosines, 0.0)
-    own_sums = torch.einsum("mi,ij,mj->m", member, kept, member)
-    own_counts = torch.einsum("mi,ij,mj->m", member, positive.float(), member)
-    own_means = own_sums.double() / own_counts.double().clamp_min(1.0)
-    return _terms(types, counts, totals.double(), own_means)
+@torch.no_grad()
+def pair_sums_from_cosines(
+    cosines: Tensor, token_types: Tensor, positive_only: bool = False
+) -> PairSums:
+    """`pair_sums` from cosines [N, N] that are already there, with zeros on the diagonal."""
+    types, counts, member = _membership(token_types, cosines.device)
+    sums = (member @ cosines @ member.T).double()  # [M, M]
+    if positive_only:
+        positive = cosines.clamp_min(0.0)
+        number = ((member @ (positive > 0).float()) * member).sum(1).double()  # [M]
+        total = ((member @ positive) * member).sum(1).double()
+        pairs = torch.tensor([count * (count - 1) for count in counts], device=sums.device)
+        # Scaled so that the division by all pairs of a modality gives the mean over the positive.
+        sums.diagonal().copy_(total / number.clamp_min(1.0) * pairs)
+    return PairSums(types, counts, sums)
 
 
-def _membership(token_types: Tensor, device: torch.device) -> tuple[list[int], Tensor, list[int]]:
-    """Modalities present (sorted), their fp32 one-hot rows [M, N] on `device`, and their token counts."""
-    types, counts = torch.unique(token_types, return_counts=True)
-    member = (types[:, None] == token_types[None, :]).to(device=device, dtype=torch.float32)
-    return types.tolist(), member, counts.tolist()
+def pair_means(sums: PairSums) -> dict[Pair, float]:
+    """Divide by the numbers of pairs; pairs of modalities without a pair of tokens are left out."""
+    means: dict[Pair, float] = {}
+    rows = sums.sums.tolist()
+    for i, (m, count) in enumerate(zip(sums.types, sums.counts, strict=True)):
+        for j in range(i, len(sums.types)):
+            number = count * (count - 1) if i == j else count * sums.counts[j]
+            if number:
+                # Rounding may leave the range of a cosine. In this order min and max pass NaN on.
+                means[m, sums.types[j]] = max(min(rows[i][j] / number, 1.0), -1.0)
+    return means
 
 
-def _terms(
-    types: list[int], counts: list[int], totals: Tensor, own_means: Tensor | None
-) -> tuple[list[Pair], Tensor]:
-    """Divide the sums of cosines [M, M] by their numbers of pairs and flatten what is present."""
-    pairs: list[Pair] = []
-    values: list[Tensor] = []
-    for i, m in enumerate(types):
-        for j in range(i, len(types)):
-            number = counts[i] * (counts[i] - 1) if i == j else counts[i] * counts[j]
-            if number == 0:
-                continue
-            pairs.append((m, types[j]))
-            mean_is_known = i == j and own_means is not None
-            values.append(own_means[i] if mean_is_known else totals[i, j] / number)  # type: ignore[index]
-    if not values:
-        return pairs, totals.new_zeros(0)
-    # Rounding may leave the range of a cosine by 1e-7; NaN passes through.
-    return pairs, torch.stack(values).clamp(-1.0, 1.0)
+def _membership(token_types: Tensor, device: torch.device) -> tuple[list[int], list[int], Tensor]:
+    """Modalities present, their numbers of tokens, and fp32 one-hot rows [M, N] on `device`."""
+    counts = torch.bincount(token_types).tolist()
+    types = [m for m, count in enumerate(counts) if count]
+    present = torch.tensor(types, device=token_types.device)
+    member = (present[:, None] == token_types).to(device=device, dtype=torch.float32)
+    return types, [counts[m] for m in types], member
 
 
 class DiversityTracker:
     """Similarities and importance of one Linear, gathered sample by sample.
 
-    Samples that give no term (a single token) count in `samples` but not in the means. Nothing is read back
-    from the device before a result is asked for.
+    Samples that give no term (a single token) count in `samples` but not in the means. With token
+    types on the host, outputs on an accelerator are not waited for until a result is asked for.
     """
 
     def __init__(self, positive_only: bool = False) -> None:
         self.positive_only = positive_only
         self.samples = 0
-        self._pairs: list[list[Pair]] = []
-        self._values: list[Tensor] = []
+        self._pending: list[PairSums] = []
+        self._terms: list[dict[Pair, float]] = []
 
     def update(self, outputs: Tensor, token_types: Tensor) -> None:
         """Add one sample: outputs [N, d] and token types [N], padding removed."""
-        pairs, values = similarity_terms(outputs, token_types, self.positive_only)
+        self._pending.append(pair_sums(outputs, token_types, self.positive_only))
         self.samples += 1
-        if pairs:
-            self._pairs.append(pairs)
-            self._values.append(values)
 
     @property
     def importance(self) -> float:
-        """Importance averaged over samples; 0 when no sample had two tokens; NaN after non-finite outputs."""
-        samples = self._read()
-        return sum(importance(sample) for sample in samples) / max(len(samples), 1)
+        """Mean over samples; 0 where no sample had two tokens; NaN if an output was not finite."""
+        samples = [importance(terms) for terms in self._read()]
+        return sum(samples) / max(len(samples), 1)
 
     @property
     def similarities(self) -> dict[Pair, float]:
         """Mean cosine of every pair of modalities over the samples in which the pair is present."""
         gathered: dict[Pair, list[float]] = {}
-        for sample in self._read():
-            for pair, cosine in sample.items():
+        for terms in self._read():
+            for pair, cosine in terms.items():
                 gathered.setdefault(pair, []).append(cosine)
         return {pair: sum(values) / len(values) for pair, values in sorted(gathered.items())}
 
     def _read(self) -> list[dict[Pair, float]]:
-        if not self._values:
-            return []
-        flat = iter(torch.cat(self._values).tolist())  # one transfer for all samples
-        return [{pair: next(flat) for pair in pairs} for pairs in self._pairs]
+        self._terms += [terms for sums in self._pending if (terms := pair_means(sums))]
+        self._pending.clear()
+        return self._terms

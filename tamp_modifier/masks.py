@@ -1,7 +1,7 @@
 """Weight and activation statistics -> mask; applying and verifying masks.
 
-Wanda (arXiv 2306.11695): weight W_ij has the metric |W_ij| * sqrt(s_j), s_j the row scalar of input j, and
-the smallest are pruned within each output row, or N of M consecutive ones with mask_structure "N:M".
+Wanda (arXiv 2306.11695): weight W_ij has the metric |W_ij| * sqrt(s_j), s_j the row scalar of input
+j, and the smallest are pruned within each output row, or within each group of M with "N:M".
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 UNSTRUCTURED = (0, 0)
+MAX_RANKED_GROUP = 16  # up to this M, comparing all pairs of a group beats selecting
 
 
 def parse_mask_structure(mask_structure: str) -> tuple[int, int]:
-    """Read "N:M": of every M consecutive weights of a row, N are pruned, as in WandaPruningModifier.
+    """Read "N:M": of every M consecutive weights of a row N are pruned (as WandaPruningModifier).
 
     Returns:
         (N, M), or (0, 0) for the unstructured "0:0".
@@ -29,7 +30,8 @@ def parse_mask_structure(mask_structure: str) -> tuple[int, int]:
     prune_n, prune_m = (int(match[1]), int(match[2])) if match else (-1, -1)
     if (prune_n, prune_m) != UNSTRUCTURED and not 0 < prune_n < prune_m:
         raise ValueError(
-            f"mask_structure must be '0:0' (unstructured) or 'N:M' with 0 < N < M, got {mask_structure!r}"
+            "mask_structure must be '0:0' (unstructured) or 'N:M' with 0 < N < M, "
+            f"got {mask_structure!r}"
         )
     return prune_n, prune_m
 
@@ -48,16 +50,16 @@ def wanda_mask(
     Args:
         weight: [out, in], any floating dtype; compared in fp32.
         row_scalars: [in], mean of x_j^2.
-        sparsity: share of each row that is pruned, in [0, 1]; with N:M the structure decides instead.
+        sparsity: share of each row that is pruned, in [0, 1]; with N:M the structure decides.
         mask_structure: "0:0" or "N:M", see `parse_mask_structure`.
 
     Returns:
-        [out, in] bool, True = keep. Every row has exactly the same number of pruned weights; of equal
-        weights the first are pruned.
+        [out, in] bool, True = keep. Every row has exactly `pruned_columns` pruned weights, every
+        group exactly N; of equal weights the first are pruned.
 
     Raises:
-        ValueError: shapes that do not agree, columns not divisible by M, sparsity out of range, values that
-            are not finite.
+        ValueError: shapes that do not agree, columns not divisible by M, sparsity out of range,
+            values that are not finite.
     """
     if weight.ndim != 2 or row_scalars.shape != weight.shape[1:]:
         raise ValueError(
@@ -80,19 +82,50 @@ def _mask(metric: Tensor, sparsity: float, mask_structure: str) -> Tensor:
         raise ValueError(f"sparsity must be in [0, 1], got {sparsity}")
     rows, columns = metric.shape
     if prune_m and columns % prune_m:
-        raise ValueError(f"mask_structure {mask_structure} needs columns divisible by {prune_m}, got {columns}")
-    if metric.numel() and not bool(torch.isfinite(metric.max())):  # the metric is >= 0; max keeps NaN
+        raise ValueError(
+            f"mask_structure {mask_structure} needs columns divisible by {prune_m}, got {columns}"
+        )
+    if metric.numel() == 0:
+        return torch.ones_like(metric, dtype=torch.bool)
+    if not math.isfinite(float(metric.max())):  # max passes NaN on, and no metric is negative
         raise ValueError("weights or row scalars are not finite, or row scalars are negative")
-    if prune_m:
-        return _keep_largest(metric.view(-1, prune_m), prune_n).view(rows, columns)
-    return _keep_largest(metric, pruned_columns(columns, sparsity))
+    if not prune_m:
+        return _keep_largest(metric, pruned_columns(columns, sparsity))
+    groups = metric.view(-1, prune_m)
+    keep = _keep_largest if prune_m > MAX_RANKED_GROUP else _keep_largest_by_rank
+    return keep(groups, prune_n).view(rows, columns)
 
 
 def _keep_largest(metric: Tensor, pruned: int) -> Tensor:
-    """Mask [rows, columns] without the `pruned` smallest of each row; of equal ones the first go."""
-    keep = torch.ones_like(metric, dtype=torch.bool)
-    order = metric.argsort(dim=1, stable=True)[:, :pruned]
-    return keep.scatter_(1, order, False)
+    """Mask [rows, columns] without the `pruned` smallest of each row; of equal ones the first go.
+
+    One selection per row, several times faster than sorting rows.
+    """
+    columns = metric.shape[1]
+    if pruned in (0, columns):
+        return torch.full_like(metric, pruned == 0, dtype=torch.bool)
+    largest_pruned = metric.kthvalue(pruned, dim=1, keepdim=True).values  # [rows, 1]
+    keep = metric > largest_pruned
+    # Rows where weights equal to the boundary must stay in part: those after the first few.
+    tied = (keep.sum(1) < columns - pruned).nonzero().flatten()
+    if tied.numel():
+        some, boundary = metric[tied], largest_pruned[tied]
+        equal = some == boundary
+        quota = pruned - (some < boundary).sum(1, keepdim=True)
+        keep[tied] |= equal & (equal.cumsum(1) > quota)
+    return keep
+
+
+def _keep_largest_by_rank(groups: Tensor, pruned: int) -> Tensor:
+    """`_keep_largest` for many short rows [groups, M]: rank by comparing all pairs of columns."""
+    columns = groups.unbind(1)
+    rank = torch.zeros(len(columns), len(groups), dtype=torch.int8, device=groups.device)
+    for i, left in enumerate(columns):
+        for j in range(i + 1, len(columns)):
+            left_first = left <= columns[j]
+            rank[j] += left_first
+            rank[i] += left_first.logical_not_()
+    return (rank >= pruned).t().contiguous()
 
 
 @torch.no_grad()
@@ -122,8 +155,8 @@ def verify_sparsity(
 ) -> dict[str, float]:
     """Check that every Linear has the sparsity that it was given, and return what was reached.
 
-    Every row must have at least the zeros asked for (the model may have had more), or every group of M at
-    least N of them.
+    Every row must have at least the zeros asked for (the model may have had more before), or every
+    group of M at least N of them.
 
     Args:
         weights: name -> [out, in].

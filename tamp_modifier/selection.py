@@ -1,18 +1,18 @@
 """AMIA: which tokens of a sample enter the activation statistics of one Linear.
 
-TAMP (arXiv 2504.09897), adaptive multimodal input activation. With a_i the attention token i receives from
-the last token, o_i the L2-normalised outputs of the Linear and d_ij = 1 - <o_i, o_j>:
+TAMP (arXiv 2504.09897), adaptive multimodal input activation. With a_i the attention that token i
+receives from the last token, o_i the L2-normalised outputs of the Linear and d_ij = 1 - <o_i, o_j>:
 
 1. N(i) = the k nearest neighbours of token i
 2. g_i = a_i + sum over n in N(i) of exp(-d_in) a_n
-3. pick p = argmax g over the tokens not picked yet; for n in N(p): g_n -= exp(-0.2 d_pn) max(g_p, 0);
-   stop as soon as MMD^2(all, picked) < threshold * sqrt(1 - density)
+3. pick p = argmax g over the tokens not picked yet; for n in N(p): g_n -= exp(-0.2 d_pn) [g_p]_+
+4. stop as soon as MMD^2(all, picked) < threshold * sqrt(1 - density)
 
-MMD^2 = mean K_XX + mean K_YY - 2 mean K_XY with the kernel exp(-|o_i - o_j|^2 / 2) = exp(<o_i, o_j> - 1), and
-density is the mean of the cosine terms of DAS for this sample.
+MMD^2 = mean K_XX + mean K_YY - 2 mean K_XY, X all tokens and Y the picked ones, with the kernel
+exp(-|o_i - o_j|^2 / 2) = exp(<o_i, o_j> - 1); density is the mean of the cosine terms of DAS.
 
-The order of the picks does not depend on the MMD, so picks are made in blocks on the host and the MMD of all
-prefixes of the picks is read from one small block of K.
+K_XX and K_XY come from the row means of K, and K_YY grows by one row of K a pick. The order of the
+picks does not depend on the MMD, so they are made on the host and K is asked for blocks of them.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tamp_modifier.diversity import MIN_NORM, similarity_terms, similarity_terms_from_cosines
-from tamp_modifier.statistics import NonFiniteError
+from tamp_modifier.diversity import MIN_NORM, pair_means, pair_sums_from_cosines
 from tamp_modifier.tokens import TEXT
 
 GRAPH_DECAY = 1.0  # of exp(-GRAPH_DECAY * d) in the graph score
 DAMPING_DECAY = 0.2  # of exp(-DAMPING_DECAY * d) after a pick
-# MMD^2 below this is rounding: identical tokens have density 1 and would never get below a threshold of 0.
+# MMD^2 below this is rounding. Identical tokens have density 1: nothing is below a threshold of 0.
 MMD_RESOLUTION = 1e-6
-FIRST_BLOCK = 32  # AMIA usually picks 4 to 20 tokens
+FIRST_BLOCK = 24  # AMIA usually picks 4 to 20 tokens
+TILE = 128  # rows of the cosine matrix made at a time on the CPU
 
 
 @torch.no_grad()
@@ -48,7 +48,7 @@ def select_amia(
     threshold: float = 0.1,
     positive_only: bool = False,
 ) -> Tensor:
-    """Select the tokens of one sample that represent it for one Linear (AMIA).
+    """Select the tokens that represent one sample for one Linear (AMIA).
 
     Args:
         outputs: [N, d] outputs of the Linear, any floating dtype; selection runs in fp32.
@@ -59,95 +59,97 @@ def select_amia(
         positive_only: density from the intra terms of the official code, see `mean_similarities`.
 
     Returns:
-        Sorted token indices, int64, on the device of `outputs`; at least one and at most N. Ties are broken
-        by the lower index.
+        Sorted token indices, int64, on the device of `outputs`; at least one and at most N. Equal
+        scores are picked by index.
 
     Raises:
-        ValueError: shapes that do not agree, no tokens.
-        NonFiniteError: values that are not finite.
+        ValueError: shapes that do not agree, no tokens, values that are not finite.
     """
-    if outputs.ndim != 2 or outputs.shape[0] == 0:
-        raise ValueError(f"outputs must be [tokens, features] with tokens > 0, got {tuple(outputs.shape)}")
     count = outputs.shape[0]
+    if outputs.ndim != 2 or count == 0:
+        raise ValueError(f"outputs must be [tokens > 0, features], got {tuple(outputs.shape)}")
     for name, value in (("token_types", token_types), ("attention", attention)):
         if value.shape != (count,):
-            raise ValueError(f"{name} must be [{count}] like outputs, got {tuple(value.shape)}")
+            raise ValueError(f"{name} must be [{count}] as outputs, got {tuple(value.shape)}")
 
+    cosines = _cosines(outputs).fill_diagonal_(0.0)  # [N, N]
+    terms = pair_means(pair_sums_from_cosines(cosines, token_types, positive_only))
+    density = sum(terms.values()) / max(len(terms), 1)
+
+    cosines.fill_diagonal_(-math.inf)  # a token is no neighbour of its own
+    near_cosines, near = cosines.topk(min(num_neighbors, count - 1), dim=1)  # [N, k] both
+    attention = attention.to(device=cosines.device, dtype=torch.float32)
+    weights = (near_cosines - 1.0).mul_(GRAPH_DECAY).exp_()
+    scores = attention + (weights * attention[near]).sum(1)  # [N], g
+
+    kernel = cosines.sub_(1.0).exp_().fill_diagonal_(1.0)  # K; the cosines are not needed any more
+    score_list, row_means = torch.stack((scores, kernel.mean(1))).tolist()
+    if not math.isfinite(sum(score_list) + sum(row_means)):
+        raise ValueError("outputs or attention of a sample are not finite")
+
+    order = _pick_order(score_list, near.tolist(), near_cosines.tolist())
+    limit = max(threshold * math.sqrt(max(1.0 - density, 0.0)), MMD_RESOLUTION)
+    picked = _stop_by_mmd(order, kernel, row_means, limit)
+    return torch.tensor(sorted(picked), device=outputs.device)
+
+
+def _cosines(outputs: Tensor) -> Tensor:
+    """Cosine similarities [N, N] in fp32."""
     vectors = outputs.float()
     norms = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
     unit = vectors / norms.clamp_min(MIN_NORM)
-    cosines = unit @ unit.T  # [N, N]
-    if positive_only:
-        _, terms = similarity_terms_from_cosines(cosines, token_types)
-    else:
-        _, terms = similarity_terms(unit, token_types)
-    density = terms.mean() if terms.numel() else terms.new_zeros(())
-
-    near, near_cosines = _nearest(cosines, min(num_neighbors, count - 1))  # [N, k] twice
-    attention = attention.to(device=cosines.device, dtype=torch.float32)
-    scores = attention + (torch.exp(GRAPH_DECAY * (near_cosines - 1.0)) * attention[near]).sum(1)
-    damping = torch.exp(DAMPING_DECAY * (near_cosines - 1.0))
-
-    kernel = cosines.sub_(1.0).exp_()  # [N, N], K; the cosines are not needed any more
-    row_means = kernel.mean(1)
-    limit = threshold * (1.0 - density).clamp_min(0.0).sqrt()
-    scalars = torch.stack((limit, scores.sum().double(), row_means.sum().double())).tolist()
-    if not all(math.isfinite(scalar) for scalar in scalars):
-        raise NonFiniteError("outputs or attention of a sample are not finite")
-
-    order = _greedy_order(scores.tolist(), near.tolist(), damping.tolist())
-    picked = _stop_by_mmd(order, kernel, row_means, max(scalars[0], MMD_RESOLUTION))
-    return picked.sort().values
+    count = len(unit)
+    if unit.device.type != "cpu" or count <= TILE:
+        return unit @ unit.T
+    # The matrix is symmetric: on the CPU, making its upper half and mirroring it is a third faster.
+    cosines = unit.new_empty(count, count)
+    for start in range(0, count, TILE):
+        stop = min(start + TILE, count)
+        torch.mm(unit[start:stop], unit[start:].T, out=cosines[start:stop, start:])
+        cosines[stop:, start:stop] = cosines[start:stop, stop:].T
+    return cosines
 
 
-def _nearest(cosines: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Indices and cosines [N, k] of the k nearest other tokens, nearest first."""
-    diagonal = cosines.diagonal().clone()
-    cosines.fill_diagonal_(-math.inf)
-    values, indices = cosines.topk(k, dim=1)
-    cosines.diagonal().copy_(diagonal)
-    return indices, values
-
-
-def _greedy_order(
-    scores: list[float], near: list[list[int]], damping: list[list[float]]
+def _pick_order(
+    scores: list[float], near: list[list[int]], near_cosines: list[list[float]]
 ) -> Iterator[int]:
     """Tokens in the order in which they are picked, all N of them if asked for.
 
-    Damping only ever lowers a score, so a heap entry is an upper bound: an entry that is out of date goes
-    back with its present score.
+    Damping only lowers scores, so an entry of the heap is an upper bound: one that is out of date
+    goes back with its present score.
     """
     heap = [(-score, token) for token, score in enumerate(scores)]
     heapq.heapify(heap)
     while heap:
-        bound, token = heap[0]
-        if -bound != scores[token]:
-            heapq.heapreplace(heap, (-scores[token], token))
+        bound, pick = heap[0]
+        if -bound != scores[pick]:
+            heapq.heapreplace(heap, (-scores[pick], pick))
             continue
         heapq.heappop(heap)
-        yield token
-        gain = max(scores[token], 0.0)
-        for neighbor, factor in zip(near[token], damping[token], strict=True):
-            scores[neighbor] -= factor * gain
+        yield pick
+        gain = max(scores[pick], 0.0)
+        for token, cosine in zip(near[pick], near_cosines[pick], strict=True):
+            scores[token] -= math.exp(DAMPING_DECAY * (cosine - 1.0)) * gain
 
 
-def _stop_by_mmd(order: Iterator[int], kernel: Tensor, row_means: Tensor, limit: float) -> Tensor:
-    """The shortest prefix of `order` whose MMD^2 to all tokens is below `limit`, else all tokens."""
-    tokens: list[int] = []
-    block = FIRST_BLOCK
-    while True:
-        tokens += islice(order, block)
-        picked = torch.tensor(tokens, device=kernel.device)
-        sizes = torch.arange(1, len(tokens) + 1, device=kernel.device, dtype=torch.float64)
-        within = kernel[picked][:, picked].double()  # [P, P]
-        mean_within = within.cumsum(0).cumsum(1).diagonal() / sizes.square()  # K_YY of every prefix
-        mean_across = row_means[picked].double().cumsum(0) / sizes  # K_XY of every prefix
-        below = (row_means.double().mean() + mean_within - 2.0 * mean_across < limit).tolist()
-        if True in below:
-            return picked[: below.index(True) + 1]
-        if len(tokens) == kernel.shape[0]:
-            return picked
-        block = len(tokens)
+def _stop_by_mmd(
+    order: Iterator[int], kernel: Tensor, row_means: list[float], limit: float
+) -> list[int]:
+    """The first tokens of `order`, until their MMD^2 to all tokens is below `limit`."""
+    mean_all = sum(row_means) / len(row_means)  # K_XX
+    sum_within = sum_across = 0.0  # of K_YY, and of K_XY in rows of means
+    picked: list[int] = []
+    while len(picked) < len(row_means):
+        known = len(picked)
+        picked += islice(order, max(known, FIRST_BLOCK))
+        indices = torch.tensor(picked, device=kernel.device)
+        rows = kernel[indices[known:]][:, indices].tolist()  # [new picks, picks]
+        for size, row in enumerate(rows, start=known + 1):
+            sum_within += 2.0 * sum(row[: size - 1]) + row[size - 1]
+            sum_across += row_means[picked[size - 1]]
+            if mean_all + sum_within / size**2 - 2.0 * sum_across / size < limit:
+                return picked[:size]
+    return picked
 
 
 class Selection(ABC):
@@ -158,7 +160,13 @@ class Selection(ABC):
 
     @abstractmethod
     def select(self, outputs: Tensor, token_types: Tensor, attention: Tensor | None) -> Tensor:
-        """Sorted indices of the selected tokens, from outputs [N, d], token types [N] and attention [N]."""
+        """Sorted indices of the selected tokens.
+
+        Args:
+            outputs: [N, d] outputs of the Linear, padding removed.
+            token_types: [N] modality of each token.
+            attention: [N] attention of the last token; None where `needs_attention` is False.
+        """
 
 
 class AMIASelection(Selection):
@@ -171,9 +179,9 @@ class AMIASelection(Selection):
         self, num_neighbors: int = 3, threshold: float = 0.1, positive_only: bool = False
     ) -> None:
         if not isinstance(num_neighbors, int) or num_neighbors < 1:
-            raise ValueError(f"num_neighbors must be an integer of at least 1, got {num_neighbors!r}")
+            raise ValueError(f"num_neighbors must be an integer >= 1, got {num_neighbors!r}")
         if not (math.isfinite(threshold) and threshold >= 0):
-            raise ValueError(f"threshold must be finite and not negative, got {threshold!r}")
+            raise ValueError(f"threshold must be finite and >= 0, got {threshold!r}")
         self.num_neighbors = num_neighbors
         self.threshold = threshold
         self.positive_only = positive_only

@@ -13,8 +13,8 @@ class NonFiniteError(ValueError):
 class RowScalars:
     """Mean of x_j^2 over all selected tokens of all samples, the activation term of Wanda.
 
-    Tokens are pooled: a sample counts as often as it has selected tokens, so that with every token selected
-    the result is Wanda's up to a constant factor, and the masks are the same.
+    Tokens are pooled: a sample weighs as much as it has selected tokens. So with all tokens
+    selected the result is Wanda's up to a constant factor, and the masks are the same.
 
     Args:
         in_features: width of the input.
@@ -31,9 +31,8 @@ class RowScalars:
     def update(self, inputs: Tensor) -> None:
         """Add the selected tokens of one sample, [n, in_features], any floating dtype."""
         if inputs.ndim != 2 or inputs.shape[1] != self.in_features:
-            raise ValueError(
-                f"inputs must be [tokens, {self.in_features}], got {tuple(inputs.shape)}"
-            )
+            wanted = f"[tokens, {self.in_features}]"
+            raise ValueError(f"inputs must be {wanted}, got {tuple(inputs.shape)}")
         if self._sums is None:
             device = inputs.device if self._device is None else self._device
             self._sums = torch.zeros(self.in_features, dtype=torch.float64, device=device)
