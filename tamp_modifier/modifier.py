@@ -30,6 +30,7 @@ from tamp_modifier.tokens import (
     modality_token_ids,
     parse_modality_token_ids,
 )
+from tamp_modifier.tracing import complete_tracing
 
 __all__ = ["TAMPModifier"]
 
@@ -218,6 +219,7 @@ class TAMPModifier(Modifier):
         if isinstance(self.token_types_fn, str):
             import_function(self.token_types_fn)
         self._token_ids(model)
+        complete_tracing()
         return True
 
     def on_calibration_start(self, state: State, event: Event, **kwargs: Any) -> None:
