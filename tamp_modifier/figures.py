@@ -25,6 +25,7 @@ from tamp_modifier.tokens import MODALITY_NAMES
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#999933")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -70,27 +71,44 @@ def by_type_and_layer(report: PruningReport) -> dict[str, dict[str, list[LinearR
     return grid
 
 
-def draw_sparsity_grid(axes: Axes, report: PruningReport) -> None:
-    """Heat map of the reached sparsity, Linear type against depth."""
+def draw_sparsity_grid(
+    axes: Axes, report: PruningReport, limits: tuple[float, float] | None = None
+) -> AxesImage:
+    """Heat map of the reached sparsity, Linear type against depth.
+
+    Args:
+        axes: Where to draw.
+        report: What to draw.
+        limits: Sparsities at the ends of the colour scale; chosen from the data if None.
+
+    Returns:
+        The picture, for :func:`add_sparsity_bar`.
+    """
     grid = by_type_and_layer(report)
     layers = _layers(report)
     cells = [
         [weighted_sparsity(row[layer]) if layer in row else math.nan for layer in layers]
         for row in grid.values()
     ]
-    known = [value for row in cells for value in row if not math.isnan(value)]
-    low, high = math.floor(10 * min(known)) / 10, math.ceil(10 * max(known)) / 10
-    low, high = max(0.0, min(low, high - 0.2)), min(1.0, max(high, low + 0.2))
-    image = axes.imshow(cells, cmap="viridis", vmin=low, vmax=high, aspect="auto")
+    if limits is None:
+        known = [value for row in cells for value in row if not math.isnan(value)]
+        low, high = math.floor(10 * min(known)) / 10, math.ceil(10 * max(known)) / 10
+        limits = max(0.0, min(low, high - 0.2)), min(1.0, max(high, low + 0.2))
+    image = axes.imshow(cells, cmap="viridis", vmin=limits[0], vmax=limits[1], aspect="auto")
     axes.set_yticks(range(len(grid)), list(grid))
     _depth_axis(axes, layers)
     if len(layers) <= 16:
         for y, row in enumerate(cells):
             for x, value in enumerate(row):
                 if not math.isnan(value):
-                    colour = "black" if value > (low + high) / 2 else "white"
+                    colour = "black" if value > sum(limits) / 2 else "white"
                     axes.text(x, y, f"{100 * value:.0f}", ha="center", va="center", color=colour)
-    bar = axes.figure.colorbar(image, ax=axes, pad=0.02)
+    return image
+
+
+def add_sparsity_bar(figure: Figure, image: AxesImage, axes: Axes | Sequence[Axes]) -> None:
+    """Adds the colour scale of :func:`draw_sparsity_grid` beside one or several axes."""
+    bar = figure.colorbar(image, ax=axes, pad=0.02)
     bar.set_label("sparsity")
     bar.ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
 
@@ -100,7 +118,7 @@ def sparsity_figure(report: PruningReport) -> Figure:
     types, layers = len(by_type_and_layer(report)), len(_layers(report))
     figure = new_figure(min(14, 3.5 + 0.45 * max(layers, 6)), 1.6 + 0.34 * max(types, 3))
     axes = figure.add_subplot()
-    draw_sparsity_grid(axes, report)
+    add_sparsity_bar(figure, draw_sparsity_grid(axes, report), axes)
     axes.set_title(f"Sparsity of each Linear, {100 * report.reached_sparsity:.1f} % in total")
     return figure
 
