@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from tamp_modifier.diversity import MIN_NORM, pair_means, pair_sums_from_cosines
+from tamp_modifier.statistics import NonFiniteError
 from tamp_modifier.tokens import TEXT
 
 GRAPH_DECAY = 1.0  # of exp(-GRAPH_DECAY * d) in the graph score
@@ -63,7 +64,8 @@ def select_amia(
         scores are picked by index.
 
     Raises:
-        ValueError: shapes that do not agree, no tokens, values that are not finite.
+        ValueError: shapes that do not agree, no tokens.
+        NonFiniteError: values that are not finite.
     """
     count = outputs.shape[0]
     if outputs.ndim != 2 or count == 0:
@@ -85,7 +87,7 @@ def select_amia(
     kernel = cosines.sub_(1.0).exp_().fill_diagonal_(1.0)  # K; the cosines are not needed any more
     score_list, row_means = torch.stack((scores, kernel.mean(1))).tolist()
     if not math.isfinite(sum(score_list) + sum(row_means)):
-        raise ValueError("outputs or attention of a sample are not finite")
+        raise NonFiniteError("outputs or attention of a sample are not finite")
 
     order = _pick_order(score_list, near.tolist(), near_cosines.tolist())
     limit = max(threshold * math.sqrt(max(1.0 - density, 0.0)), MMD_RESOLUTION)
