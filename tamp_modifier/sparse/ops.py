@@ -70,7 +70,12 @@ def _expanded_linear(
 
 
 def _cpu(
-    x: Tensor, mask: Tensor, values: Tensor, offsets: Tensor, out_features: int, bias: Tensor | None
+    x: Tensor,
+    mask: Tensor,
+    values: Tensor,
+    offsets: Tensor,
+    out_features: int,
+    bias: Tensor | None = None,
 ) -> Tensor:
     _check(x, mask, values, offsets, out_features, bias)
     out = x.new_empty(*x.shape[:-1], out_features)
@@ -94,7 +99,12 @@ def _cpu(
 
 
 def _fake(
-    x: Tensor, mask: Tensor, values: Tensor, offsets: Tensor, out_features: int, bias: Tensor | None
+    x: Tensor,
+    mask: Tensor,
+    values: Tensor,
+    offsets: Tensor,
+    out_features: int,
+    bias: Tensor | None = None,
 ) -> Tensor:
     return x.new_empty(*x.shape[:-1], out_features)
 
