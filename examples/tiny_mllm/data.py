@@ -1,0 +1,158 @@
+"""Training rows: a picture, and many questions about it in one sequence.
+
+A row is ``<bos> <user>`` and 144 image tokens, then blocks of question, answer and ``<eos>``.
+Each block sees the picture and itself but no other block, and its positions start right after the
+picture. So every block is computed exactly as if it were alone with the picture, which is how the
+model is evaluated, while the picture is computed once. Text questions are blocks that do not see
+the picture and start at position 0.
+"""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tamp_modifier.demo.pictures import (
+    BACKGROUNDS,
+    COLOURS,
+    COLUMNS,
+    ORDER,
+    ROWS,
+    TEXTURES,
+    Scene,
+    draw,
+    patch_words,
+    sample_scene,
+)
+from tamp_modifier.demo.processing import IMAGE_TOKENS, WordIds
+from tamp_modifier.demo.questions import (
+    KINDS,
+    PICTURE_TASKS,
+    TEXT_TASKS,
+    Question,
+    caption,
+    picture_question,
+    text_question,
+)
+
+PREFIX = 2 + IMAGE_TOKENS
+PATCH_GROUPS = (
+    (*KINDS, "nothing"),
+    ("shape", "letter", "digit", "number", "nothing"),
+    (*COLOURS, *BACKGROUNDS),
+    ROWS,
+    COLUMNS,
+    (*ORDER, *TEXTURES, "nothing"),
+)
+"""The words among which each entry of `patch_words` chooses."""
+
+TASK_WEIGHTS = {"where": 1.5, "count": 1.5, "relation": 2.0, "presence": 1.5, "background": 0.5}
+QUESTION_WEIGHT = 0.1
+CAPTION_WEIGHT = 0.5
+TEXT_SHARE = 0.2
+
+Batch = dict[str, Tensor]
+
+
+def pixels(scenes: list[Scene]) -> Tensor:
+    """Pictures as the image processor gives them, [n, 3, 96, 96] in -1 to 1."""
+    stacked = np.stack([np.asarray(draw(scene)) for scene in scenes])
+    return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def patch_targets(scenes: list[Scene]) -> Tensor:
+    """Index into each of `PATCH_GROUPS` for each patch, [n, 144, 6]."""
+    lookup = [{word: index for index, word in enumerate(group)} for group in PATCH_GROUPS]
+    return torch.tensor(
+        [
+            [[table[word] for table, word in zip(lookup, entry, strict=True)] for entry in words]
+            for words in map(patch_words, scenes)
+        ]
+    )
+
+
+def patch_batch(seed: int, step: int, size: int) -> Batch:
+    """Pictures and patch targets for the tower alone."""
+    rng = random.Random(f"train/{seed}/patches/{step}")
+    scenes = [sample_scene(rng) for _ in range(size)]
+    return {"pixel_values": pixels(scenes), "patch_targets": patch_targets(scenes)}
+
+
+def _questions(scene: Scene, rng: random.Random) -> list[Question]:
+    """More than enough different questions for a row, in random order."""
+    found = [caption(scene)] if rng.random() < 0.7 else []
+    weights = [TASK_WEIGHTS.get(task, 1.0) for task in PICTURE_TASKS]
+    for _ in range(40):
+        if rng.random() < TEXT_SHARE:
+            found.append(text_question(rng.choice(TEXT_TASKS), rng))
+        else:
+            task = rng.choices(PICTURE_TASKS, weights)[0]
+            question = picture_question(task, scene, rng)
+            if question is not None and question not in found:
+                found.append(question)
+    return found
+
+
+def question_batch(words: WordIds, seed: int, step: int, size: int, text_length: int) -> Batch:
+    """Rows of packed questions.
+
+    Args:
+        words: Vocabulary.
+        seed: Seed of the training run.
+        step: Step of the training run.
+        size: Rows.
+        text_length: Tokens after the picture; what is left over is padding.
+
+    Returns:
+        ``pixel_values`` [size, 3, 96, 96], ``patch_targets`` [size, 144, 6], and with
+        S = 146 + text_length: ``input_ids``, ``position_ids``, ``weights`` (of each token as a
+        target) [size, S] and ``attention_mask`` [size, 1, S, S], 0 or a large negative number.
+    """
+    length = PREFIX + text_length
+    ids = torch.full((size, length), words.pad)
+    positions = torch.zeros((size, length), dtype=torch.long)
+    weights = torch.zeros((size, length))
+    blocks = torch.full((size, length), -1000)
+    scenes = []
+    for row in range(size):
+        rng = random.Random(f"train/{seed}/questions/{step}/{row}")
+        scene = sample_scene(rng)
+        scenes.append(scene)
+        ids[row, :2] = torch.tensor([words.bos, words.user])
+        ids[row, 2:PREFIX] = words.image
+        positions[row, :PREFIX] = torch.arange(PREFIX)
+        blocks[row, :PREFIX] = 0
+        start = PREFIX
+        for block, question in enumerate(_questions(scene, rng), start=1):
+            text_only = question.task in TEXT_TASKS
+            prompt = words.prompt(question.question, picture=False)
+            prompt = prompt if text_only else prompt[2:]
+            answer = words.answer(question.answer)
+            end = start + len(prompt) + len(answer)
+            if end > length:
+                continue
+            answered = start + len(prompt)
+            ids[row, start:end] = torch.tensor(prompt + answer)
+            first = 0 if text_only else PREFIX
+            positions[row, start:end] = torch.arange(first, first + end - start)
+            blocks[row, start:end] = -block if text_only else block
+            weights[row, start + (2 if text_only else 1) : answered] = QUESTION_WEIGHT
+            caption_weight = CAPTION_WEIGHT if question.task == "caption" else 1.0
+            weights[row, answered:end] = caption_weight
+            start = end
+    same = blocks[:, :, None] == blocks[:, None, :]
+    picture = (blocks[:, :, None] > 0) & (blocks[:, None, :] == 0)
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    seen = (same | picture) & causal
+    hidden = torch.zeros(seen.shape, dtype=torch.bfloat16).masked_fill_(~seen, -30000.0)
+    return {
+        "pixel_values": pixels(scenes),
+        "patch_targets": patch_targets(scenes),
+        "input_ids": ids,
+        "position_ids": positions,
+        "weights": weights,
+        "attention_mask": hidden[:, None],
+    }

@@ -1,0 +1,293 @@
+"""Train the model in the box: a LLaVA of about 6.5 million parameters, on pictures that we draw.
+
+    python -m examples.tiny_mllm.train --output runs/tiny_mllm
+
+First the vision tower and projector learn to tell in words what each patch shows, then everything
+is trained end to end on questions. The run saves its state every three minutes and goes on from it
+when it is started again; a run that was interrupted gives the same weights as one that was not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from examples.tiny_mllm.attention import plain_attention
+from examples.tiny_mllm.data import PATCH_GROUPS, Batch, patch_batch, question_batch
+from tamp_modifier.demo.evaluation import evaluate
+from tamp_modifier.demo.pictures import PATCH, SIZE
+from tamp_modifier.demo.processing import WordIds, build_processor
+
+
+def build_model(words: WordIds, layers: int = 6, tower_layers: int = 4) -> Any:
+    """Make the untrained model: a Siglip tower, a projector and a Llama, all stock classes."""
+    import transformers
+
+    classes: Any = transformers
+    vision = classes.SiglipVisionConfig(
+        hidden_size=192,
+        intermediate_size=768,
+        num_hidden_layers=tower_layers,
+        num_attention_heads=6,
+        image_size=SIZE,
+        patch_size=PATCH,
+        vision_use_head=False,
+    )
+    text = classes.LlamaConfig(
+        vocab_size=words.size,
+        hidden_size=256,
+        intermediate_size=768,
+        num_hidden_layers=layers,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        pad_token_id=words.pad,
+        bos_token_id=words.bos,
+        eos_token_id=words.eos,
+    )
+    config = classes.LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_id=words.image,
+        projector_hidden_act="gelu",
+        vision_feature_select_strategy="full",
+        vision_feature_layer=-1,
+        image_seq_length=(SIZE // PATCH) ** 2,
+        tie_word_embeddings=True,
+        pad_token_id=words.pad,
+        bos_token_id=words.bos,
+        eos_token_id=words.eos,
+    )
+    return classes.LlavaForConditionalGeneration(config)
+
+
+def set_attention(model: Any, name: str) -> None:
+    """Choose the attention of tower and language model: "plain" to train, "sdpa" to evaluate."""
+    for part in (model.model.language_model, model.model.vision_tower):
+        part.config._attn_implementation = name
+
+
+def patch_loss(
+    features: Tensor, embeddings: Tensor, targets: Tensor, groups: list[Tensor]
+) -> Tensor:
+    """Make image features point towards the embeddings of the words that tell what they show.
+
+    Args:
+        features: Projected image features [n, 144, d].
+        embeddings: Word embeddings [words, d].
+        targets: Index into each group [n, 144, groups].
+        groups: Word ids of each group.
+
+    Returns:
+        Mean cross entropy over patches and groups; background patches count a quarter.
+    """
+    directions = F.normalize(features.float(), dim=-1)
+    words = F.normalize(embeddings.float(), dim=-1)
+    weight = torch.where(targets[..., 1] == len(PATCH_GROUPS[1]) - 1, 0.25, 1.0)
+    total = features.new_zeros((), dtype=torch.float32)
+    for index, group in enumerate(groups):
+        logits = 20.0 * directions @ words[group].T
+        loss = F.cross_entropy(
+            logits.flatten(0, 1), targets[..., index].flatten(), reduction="none"
+        )
+        total = total + (loss * weight.flatten()).sum() / weight.sum()
+    return total / len(groups)
+
+
+def question_loss(model: Any, batch: Batch, groups: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Weighted loss of the words, loss of the patches, share of right words at full weight."""
+    inner = model.model
+    embeddings = inner.get_input_embeddings().weight
+    features = torch.stack(list(inner.get_image_features(batch["pixel_values"]).pooler_output))
+    ids = batch["input_ids"]
+    embedded = inner.get_input_embeddings()(ids)
+    prefix = 2 + features.shape[1]
+    embedded = torch.cat([embedded[:, :2], features.to(embedded.dtype), embedded[:, prefix:]], 1)
+    hidden = inner.language_model(
+        inputs_embeds=embedded,
+        attention_mask=batch["attention_mask"],
+        position_ids=batch["position_ids"],
+        use_cache=False,
+    ).last_hidden_state
+    weights = batch["weights"][:, prefix:].flatten()
+    logits = model.lm_head(hidden[:, prefix - 1 : -1]).float().flatten(0, 1)
+    target = ids[:, prefix:].flatten()
+    loss = F.cross_entropy(logits, target, reduction="none")
+    loss = (loss * weights).sum() / weights.sum()
+    answers = weights == 1.0
+    right = (logits.argmax(-1) == target)[answers].float().mean()
+    return loss, patch_loss(features, embeddings, batch["patch_targets"], groups), right
+
+
+def learning_rate(step: int, arguments: argparse.Namespace) -> float:
+    """Warm up, stay, and fall to 0 over the last part of the run, as a factor of the peak."""
+    begin = 0 if step < arguments.tower_steps else arguments.tower_steps
+    warm = min(1.0, (step - begin + 1) / 100)
+    fall = arguments.decay * arguments.steps
+    return warm * min(1.0, (arguments.steps - step) / fall)
+
+
+def build_optimizer(model: nn.Module, rate: float) -> torch.optim.Optimizer:
+    """AdamW; only weight matrices decay."""
+    groups: dict[tuple[bool, bool], list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        matrix = parameter.ndim >= 2 and "embed" not in name
+        groups.setdefault((matrix, "vision_tower" in name), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "weight_decay": 0.05 if matrix else 0.0,
+                "peak": rate,
+                "tower": tower,
+            }
+            for (matrix, tower), parameters in groups.items()
+        ],
+        lr=rate,
+        betas=(0.9, 0.95),
+        fused=True,
+    )
+
+
+def save_state(path: Path, model: Any, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Write the state so that an interruption never leaves half a file."""
+    partial = path.with_suffix(".partial")
+    torch.save(
+        {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, partial
+    )
+    os.replace(partial, path)
+
+
+def export(model: Any, processor: Any, folder: Path) -> None:
+    """Write model (bfloat16) and processor as ``from_pretrained`` reads them."""
+    from transformers import LlavaForConditionalGeneration
+
+    folder.mkdir(parents=True, exist_ok=True)
+    copy: Any = LlavaForConditionalGeneration(model.config)
+    copy.load_state_dict(model.state_dict())
+    copy.to(torch.bfloat16).save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def train(arguments: argparse.Namespace) -> Any:
+    """Train, or go on training, and return the model."""
+    from transformers import AttentionInterface
+
+    torch.manual_seed(arguments.seed)
+    words = WordIds()
+    processor = build_processor()
+    model = build_model(words, arguments.layers, arguments.tower_layers).train()
+    optimizer = build_optimizer(model, arguments.rate)
+    groups = [torch.tensor(words(" ".join(group))) for group in PATCH_GROUPS]
+    state_path = arguments.output / "state.pt"
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    step = 0
+    if state_path.exists():
+        state = torch.load(state_path, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        step = state["step"]
+        print(f"going on from step {step}", flush=True)
+    AttentionInterface.register("plain", plain_attention)
+    set_attention(model, "plain")
+    embeddings = model.get_input_embeddings()
+    parameters = list(model.parameters())
+    print(f"{sum(p.numel() for p in parameters) / 1e6:.2f} million parameters", flush=True)
+    begin, saved, first = time.time(), time.time(), step
+    mean = right_mean = 0.0
+    stop = arguments.steps if arguments.stop is None else min(arguments.stop, arguments.steps)
+    while step < stop:
+        for group in optimizer.param_groups:
+            rate = group["peak"] * learning_rate(step, arguments)
+            late = step >= arguments.tower_steps
+            group["lr"] = rate * (0.5 if group["tower"] and late else 1.0)
+        if step < arguments.tower_steps:
+            batch = patch_batch(arguments.seed, step, arguments.tower_batch)
+            with torch.autocast("cpu", torch.bfloat16):
+                features = model.model.get_image_features(batch["pixel_values"]).pooler_output
+                features = torch.stack(list(features))
+                loss = patch_loss(features, embeddings.weight, batch["patch_targets"], groups)
+            shown, right = loss, torch.zeros(())
+        else:
+            batch = question_batch(
+                words, arguments.seed, step, arguments.batch, arguments.text_length
+            )
+            with torch.autocast("cpu", torch.bfloat16):
+                shown, patches, right = question_loss(model, batch, groups)
+                loss = shown + arguments.patch_weight * patches
+        optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        step += 1
+        keep = 0.98 if step - first > 20 else 0.0
+        mean = keep * mean + (1 - keep) * shown.item()
+        right_mean = keep * right_mean + (1 - keep) * right.item()
+        if step % arguments.log_every == 0 or step == arguments.tower_steps:
+            pace = (time.time() - begin) / (step - first)
+            print(
+                f"{time.strftime('%H:%M:%S')} step {step}/{arguments.steps} loss {mean:.3f} "
+                f"right {right_mean:.3f} norm {float(norm):.2f} {pace:.3f} s/step "
+                f"left {pace * (arguments.steps - step) / 60:.1f} min",
+                flush=True,
+            )
+        if step % arguments.evaluate_every == 0 and step > arguments.tower_steps:
+            set_attention(model, "sdpa")
+            with torch.autocast("cpu", torch.bfloat16):
+                scores = evaluate(model, processor, arguments.evaluate_samples, seed=1)
+            tasks = " ".join(f"{task}={100 * value:.0f}" for task, value in scores.tasks.items())
+            print(
+                f"  picture {100 * scores.picture:.1f} text {100 * scores.text:.1f} | {tasks} "
+                f"({scores.seconds:.0f} s)",
+                flush=True,
+            )
+            if arguments.export is not None:
+                export(model, processor, arguments.export)
+            set_attention(model, "plain")
+        if time.time() - saved > arguments.save_seconds:
+            save_state(state_path, model, optimizer, step)
+            saved = time.time()
+    save_state(state_path, model, optimizer, step)
+    set_attention(model, "sdpa")
+    if arguments.export is not None:
+        export(model, processor, arguments.export)
+    return model
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--output", type=Path, required=True, help="folder of the run's state")
+    add("--export", type=Path, help="folder for model and processor")
+    add("--steps", type=int, default=5000, help="steps in all; the rate falls to 0 at the last")
+    add("--stop", type=int, help="stop after this step, to go on later")
+    add("--tower-steps", type=int, default=600, help="steps of the vision tower alone, at first")
+    add("--tower-batch", type=int, default=24, help="pictures per step of the tower alone")
+    add("--batch", type=int, default=8, help="pictures per step")
+    add("--text-length", type=int, default=206, help="text tokens per picture")
+    add("--rate", type=float, default=1e-3, help="peak learning rate")
+    add("--decay", type=float, default=0.3, help="share of the steps in which the rate falls")
+    add("--patch-weight", type=float, default=0.3, help="weight of the patch loss beside the words")
+    add("--layers", type=int, default=6, help="layers of the language model")
+    add("--tower-layers", type=int, default=4, help="layers of the vision tower")
+    add("--seed", type=int, default=0)
+    add("--log-every", type=int, default=50)
+    add("--evaluate-every", type=int, default=500)
+    add("--evaluate-samples", type=int, default=20)
+    add("--save-seconds", type=float, default=180.0)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    train(parse())
