@@ -26,7 +26,7 @@ def tokens(*segments: tuple[str, int] | int, placeholders: dict[str, int] | None
     """Makes input_ids from segments.
 
     Args:
-        segments: ``("text", 5)`` random text, ``("image", 16)`` placeholders, or the id of a marker.
+        segments: ``("text", 5)`` random text, ``("image", 16)`` placeholders, or a marker's id.
         placeholders: ids by modality where they differ from the ones of this file.
     """
     special = {"image": IMAGE_ID, "video": VIDEO_ID, "audio": AUDIO_ID, **(placeholders or {})}

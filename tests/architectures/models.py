@@ -181,8 +181,8 @@ def _llava_onevision() -> Tiny:
         video_token_index=VIDEO_ID,
         image_grid_pinpoints=[[16, 16], [16, 32]],
     )
-    # A square picture: 16 tokens of the whole and 4 rows of 4 of its tile, each with an end. A video:
-    # two frames pooled to 2 x 2, and one end.
+    # A square picture: 16 tokens of the whole and 4 rows of 4 of its tile, each with an end.
+    # A video: two frames pooled to 2 x 2, and one end.
     samples = [
         with_inputs(
             tokens(("text", before), ("image", 36), ("text", 4), ("video", 9), ("text", after)),
