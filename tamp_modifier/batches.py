@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import importlib
 import random
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,31 +56,39 @@ class TokenBatch:
         return bool((self.input_ids == input_ids.to(self.input_ids.device))[text].all())
 
 
-@contextmanager
-def same_order_again(loader: DataLoader) -> Iterator[None]:
-    """Lets a loader be read inside the block without changing what it draws after it.
+class RepeatableLoader:
+    """A loader that shows the same batches in the same order every time it is iterated.
 
     llm-compressor's own sampler is random and draws anew in every pass, from torch's global generator.
+    Every iteration starts from the random state at construction, which :meth:`rewind` brings back for
+    the pass that iterates the loader itself.
     """
-    generators = {
-        id(generator): generator
-        for owner in (loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None))
-        if isinstance(generator := getattr(owner, "generator", None), torch.Generator)
-    }
-    states = [(generator, generator.get_state()) for generator in generators.values()]
-    saved = torch.get_rng_state(), random.getstate(), np.random.get_state()
-    try:
-        yield
-    finally:
-        torch.set_rng_state(saved[0])
-        random.setstate(saved[1])
-        np.random.set_state(saved[2])
-        for generator, state in states:
+
+    def __init__(self, loader: DataLoader) -> None:
+        owners = (loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None))
+        generators = [getattr(owner, "generator", None) for owner in owners]
+        self._loader = loader
+        self._generators = [(g, g.get_state()) for g in generators if isinstance(g, torch.Generator)]
+        self._state = torch.get_rng_state(), random.getstate(), np.random.get_state()
+
+    def rewind(self) -> None:
+        """Brings the random state at construction back."""
+        torch.set_rng_state(self._state[0])
+        random.setstate(self._state[1])
+        np.random.set_state(self._state[2])
+        for generator, state in self._generators:
             generator.set_state(state)
+
+    def __iter__(self) -> Iterator[Any]:
+        self.rewind()
+        return iter(self._loader)
+
+    def __len__(self) -> int:
+        return len(self._loader)
 
 
 def read_batches(
-    loader: DataLoader,
+    loader: Iterable[Any],
     ids: Mapping[str, Collection[int]],
     token_types_fn: TokenTypesFunction | None = None,
 ) -> list[TokenBatch]:

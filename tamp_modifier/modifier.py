@@ -18,7 +18,7 @@ from pydantic import Field, PrivateAttr, field_serializer, field_validator, mode
 from rich.console import Console
 
 from tamp_modifier.allocation import ALLOCATIONS, explicit_allocation, get_allocation, round_to_budget
-from tamp_modifier.batches import TokenBatch, import_function, read_batches, same_order_again
+from tamp_modifier.batches import RepeatableLoader, TokenBatch, import_function, read_batches
 from tamp_modifier.collect import DiversityCollector, SelectionCollector
 from tamp_modifier.masks import apply_mask, parse_mask_structure, verify_sparsity, wanda_mask
 from tamp_modifier.observer import Activations, Observer
@@ -225,22 +225,21 @@ class TAMPModifier(Modifier):
     def on_calibration_start(self, state: State, event: Event, **kwargs: Any) -> None:
         """Reads the batches, measures the diversity of the dense model, and starts to collect."""
         start = time.perf_counter()
-        loader = state.data.calib
         token_types_fn = self.token_types_fn
         if isinstance(token_types_fn, str):
             token_types_fn = import_function(token_types_fn)
-        with same_order_again(loader):
-            self._batches = read_batches(loader, self._token_ids(state.model), token_types_fn)
+        loader = RepeatableLoader(state.data.calib)
+        self._batches = read_batches(loader, self._token_ids(state.model), token_types_fn)
         if self._needs_diversity:
             self._diversity = DiversityCollector(self.positive_only)
             if not self.one_pass:
-                with same_order_again(loader):
-                    self._run_dense_pass(state)
+                self._run_dense_pass(state, loader)
                 self._timings["dense_pass"] = time.perf_counter() - start
                 self._allocate()
         else:
             self._allocate()
 
+        loader.rewind()
         keep_indices = self.report_path is not None and self.selection != "all"
         self._selected = SelectionCollector(self._make_selection(), keep_indices)
         collectors: list[Callable[[Activations], None]] = [self._selected.collect]
@@ -301,7 +300,7 @@ class TAMPModifier(Modifier):
             and ALLOCATIONS[self.allocation].needs_importance
         )
 
-    def _run_dense_pass(self, state: State) -> None:
+    def _run_dense_pass(self, state: State, loader: RepeatableLoader) -> None:
         """Runs all samples through the dense model in a session of its own, collecting diversity.
 
         This is done at the start of calibration, not at initialization, so that it sees what earlier
@@ -317,7 +316,6 @@ class TAMPModifier(Modifier):
             propagate_error=False,
         )
         arguments.tracing_ignore = [*arguments.tracing_ignore, *self.tracing_ignore]
-        loader = state.data.calib
         with create_session() as session:
             session.initialize(
                 model=state.model,

@@ -129,7 +129,7 @@ class Observer:
             raise RuntimeError(
                 f"calibration batch {index} was not among the batches that TAMP read first, so the "
                 "data loader draws other samples in every pass. Give a loader with a fixed order "
-                "(shuffle=False), or a seeded generator"
+                "(shuffle=False)"
             )
 
     def _batch(self) -> TokenBatch:

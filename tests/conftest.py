@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,3 +36,14 @@ def seed_everything() -> None:
 
     random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    """Lines that loguru, llm-compressor's logger, writes during a test."""
+    from loguru import logger
+
+    lines: list[str] = []
+    sink = logger.add(lambda message: lines.append(str(message)), level="WARNING")
+    yield lines
+    logger.remove(sink)
