@@ -91,7 +91,7 @@ def _mask(metric: Tensor, sparsity: float, mask_structure: str) -> Tensor:
         raise ValueError("weights or row scalars are not finite, or row scalars are negative")
     if not prune_m:
         return _keep_largest(metric, pruned_columns(columns, sparsity))
-    groups = metric.view(-1, prune_m)
+    groups = metric.reshape(-1, prune_m)
     keep = _keep_largest if prune_m > MAX_RANKED_GROUP else _keep_largest_by_rank
     return keep(groups, prune_n).view(rows, columns)
 
@@ -146,7 +146,7 @@ def has_structure(weight: Tensor, mask_structure: str) -> bool:
         return True
     if weight.shape[-1] % prune_m:
         return False
-    zeros = (weight == 0).view(-1, prune_m).sum(1)
+    zeros = (weight == 0).reshape(-1, prune_m).sum(1)
     return bool((zeros >= prune_n).all())
 
 
@@ -167,9 +167,12 @@ def verify_sparsity(
         name -> share of weights that are zero.
 
     Raises:
-        ValueError: naming the Linears that fall short.
+        ValueError: naming the Linears that fall short, or that `sparsities` does not hold.
     """
     _, prune_m = parse_mask_structure(mask_structure)
+    unknown = [name for name in weights if not prune_m and name not in sparsities]
+    if unknown:
+        raise ValueError(f"no sparsity was given for these Linears: {', '.join(unknown)}")
     short = []
     for name, weight in weights.items():
         if prune_m:
