@@ -1,8 +1,8 @@
 """TAMP pruning of multimodal LLMs, as a Modifier for llm-compressor.
 
-``import tamp_modifier`` loads neither llm-compressor nor vLLM, so that it works in a compressing and in a
-serving environment alike. ``from tamp_modifier import TAMPModifier`` imports llm-compressor and registers
-the modifier, which YAML recipes need.
+``import tamp_modifier`` loads neither llm-compressor nor vLLM and works where they are absent.
+``from tamp_modifier import TAMPModifier`` imports llm-compressor and registers the modifier, which
+YAML recipes need.
 """
 
 from __future__ import annotations
@@ -18,7 +18,13 @@ __all__ = ["TAMPModifier", "__version__"]
 
 def __getattr__(name: str) -> Any:
     if name == "TAMPModifier":
-        from tamp_modifier.modifier import TAMPModifier
-
+        try:
+            from tamp_modifier.modifier import TAMPModifier
+        except ModuleNotFoundError as error:
+            if (error.name or "").split(".")[0] not in ("llmcompressor", "compressed_tensors"):
+                raise
+            raise ImportError(
+                'TAMPModifier needs llm-compressor: pip install "tamp-modifier[compress]"'
+            ) from error
         return TAMPModifier
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,164 @@
+"""The package as users get it: light to import, whole when built, without junk."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+BLOCK = """
+import sys
+from importlib.abc import MetaPathFinder
+
+class Absent(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {names!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Absent())
+"""
+
+
+def python(code: str, *, absent: tuple[str, ...] = ()) -> str:
+    """Runs code in a fresh interpreter, in which some packages look as if not installed."""
+    code = (BLOCK.format(names=set(absent)) if absent else "") + code
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_import_is_light() -> None:
+    python(
+        "import sys, tamp_modifier\n"
+        "heavy = {'llmcompressor', 'transformers', 'vllm', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "assert tamp_modifier.__version__ and 'TAMPModifier' in tamp_modifier.__all__\n"
+    )
+
+
+def test_import_costs_little_on_top_of_torch() -> None:
+    seconds = float(
+        python(
+            "import time, torch\n"
+            "start = time.perf_counter()\n"
+            "import tamp_modifier\n"
+            "print(time.perf_counter() - start)\n"
+        )
+    )
+    print(f"import tamp_modifier takes {1000 * seconds:.1f} ms on top of torch")
+    assert seconds < 3
+
+
+def test_the_method_works_where_llmcompressor_is_absent() -> None:
+    python(
+        "import torch\n"
+        "from tamp_modifier import allocation, attention, diversity, masks, report, selection\n"
+        "from tamp_modifier import cli, sparse, statistics, tokens\n"
+        "mask = masks.wanda_mask(torch.randn(4, 8), torch.rand(8), 0.5)\n"
+        "assert mask.sum() == 16\n",
+        absent=("llmcompressor", "vllm", "transformers", "matplotlib", "compressed_tensors"),
+    )
+
+
+def test_asking_for_the_modifier_without_llmcompressor_tells_what_to_install() -> None:
+    python(
+        "import tamp_modifier\n"
+        "try:\n"
+        "    tamp_modifier.TAMPModifier\n"
+        "except ImportError as error:\n"
+        "    assert 'pip install' in str(error) and 'compress' in str(error), error\n"
+        "else:\n"
+        "    raise AssertionError('no error')\n",
+        absent=("llmcompressor",),
+    )
+
+
+def test_unknown_names_are_attribute_errors() -> None:
+    import tamp_modifier
+
+    with pytest.raises(AttributeError, match="has no attribute 'TampModifier'"):
+        _ = tamp_modifier.TampModifier
+
+
+def test_importing_the_modifier_registers_it_for_yaml_recipes() -> None:
+    python(
+        "from tamp_modifier import TAMPModifier\n"
+        "from llmcompressor.modifiers.factory import ModifierFactory\n"
+        "ModifierFactory.refresh()\n"
+        "made = ModifierFactory.create('TAMPModifier', allow_registered=True,\n"
+        "                              allow_experimental=False, sparsity=0.4)\n"
+        "assert type(made) is TAMPModifier and made.sparsity == 0.4\n"
+    )
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """An sdist of a copy of this tree, and a wheel made from that sdist alone."""
+    root = Path(__file__).parent.parent
+    folder = tmp_path_factory.mktemp("build")
+    left_out = shutil.ignore_patterns(
+        ".git", ".venv*", "output", "runs", "build", "*.egg-info", "*.so", ".*_cache", ".hypothesis"
+    )
+    shutil.copytree(root, folder / "tree", ignore=left_out)
+    sdist = backend(folder / "tree", "build_sdist", folder)
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder / "unpacked", filter="data")
+    (unpacked,) = (folder / "unpacked").iterdir()
+    return sdist, backend(unpacked, "build_wheel", folder)
+
+
+def backend(tree: Path, hook: str, output: Path) -> Path:
+    """Calls the build backend as pip does, with the setuptools of this environment."""
+    code = f"from setuptools import build_meta; print(build_meta.{hook}({str(output)!r}))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tree, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return output / done.stdout.split()[-1]
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_package_and_nothing_else(built: tuple[Path, Path]) -> None:
+    _, wheel = built
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    root = Path(__file__).parent.parent
+    modules = {
+        path.relative_to(root).as_posix() for path in (root / "tamp_modifier").rglob("*.py")
+    }
+    assert modules <= set(names), sorted(modules - set(names))
+    allowed = re.compile(
+        r"tamp_modifier/([a-z_]+/)*([a-z0-9_]+\.py|py\.typed|[a-z0-9_]+\.[ch]|_native[\w.-]*\.so)"
+        r"|tamp_modifier/demo/model/[\w.-]+"
+        r"|tamp_modifier-[\d.]+\.dist-info/.+"
+    )
+    assert [name for name in names if not allowed.fullmatch(name)] == []
+    assert "tamp = tamp_modifier.cli:main" in entry_points(wheel)
+
+
+@pytest.mark.slow
+def test_wheel_and_sdist_carry_the_model_in_the_box(built: tuple[Path, Path]) -> None:
+    root = Path(__file__).parent.parent
+    model = {
+        path.relative_to(root).as_posix() for path in (root / "tamp_modifier/demo/model").iterdir()
+    }
+    assert "tamp_modifier/demo/model/model.safetensors" in model
+    sdist, wheel = built
+    with zipfile.ZipFile(wheel) as archive:
+        assert model <= set(archive.namelist())
+    with tarfile.open(sdist) as archive:
+        inside = {name.partition("/")[2] for name in archive.getnames()}
+    assert model <= inside
+    assert {"LICENSE", "README.md", "pyproject.toml"} <= inside
+
+
+def entry_points(wheel: Path) -> str:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (n for n in archive.namelist() if n.endswith("entry_points.txt"))
+        return archive.read(name).decode()
