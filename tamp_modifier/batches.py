@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import random
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,7 +38,7 @@ class TokenBatch:
     )
 
     def samples(self, device: torch.device) -> list[tuple[torch.Tensor | None, torch.Tensor]]:
-        """Per sample: indices of its real tokens [n] (None when nothing is padded), their types [n]."""
+        """Per sample: indices of its real tokens [n] (None if none is padding), their types [n]."""
         if device not in self._cache:
             rows = []
             for types in self.types:
@@ -49,7 +49,7 @@ class TokenBatch:
         return self._cache[device]
 
     def has_ids(self, input_ids: torch.Tensor) -> bool:
-        """Whether these ids are this batch's. Only text counts: some models overwrite placeholders."""
+        """Whether these ids are this batch's. Only text counts: models may hide placeholders."""
         if self.input_ids is None or self.input_ids.shape != input_ids.shape:
             return False
         text = self.types == TEXT
@@ -59,16 +59,18 @@ class TokenBatch:
 class RepeatableLoader:
     """A loader that shows the same batches in the same order every time it is iterated.
 
-    llm-compressor's own sampler is random and draws anew in every pass, from torch's global generator.
-    Every iteration starts from the random state at construction, which :meth:`rewind` brings back for
-    the pass that iterates the loader itself.
+    llm-compressor's own sampler is random and draws anew in every pass, from torch's global
+    generator. Every iteration starts from the random state at construction, which :meth:`rewind`
+    brings back for the pass that iterates the loader itself.
     """
 
     def __init__(self, loader: DataLoader) -> None:
         owners = (loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None))
         generators = [getattr(owner, "generator", None) for owner in owners]
         self._loader = loader
-        self._generators = [(g, g.get_state()) for g in generators if isinstance(g, torch.Generator)]
+        self._generators = [
+            (g, g.get_state()) for g in generators if isinstance(g, torch.Generator)
+        ]
         self._state = torch.get_rng_state(), random.getstate(), np.random.get_state()
 
     def rewind(self) -> None:
@@ -97,8 +99,8 @@ def read_batches(
     Args:
         loader: the calibration loader; its batches are mappings of tensors.
         ids: modality name to placeholder ids.
-        token_types_fn: tells the types of a batch where ids do not: given the batch, returns integers
-            [batch, sequence] of the decoder's own sequence, -1 for padding.
+        token_types_fn: tells the types of a batch where ids do not: given the batch, returns
+            integers [batch, sequence] of the decoder's own sequence, -1 for padding.
 
     Raises:
         ValueError: no batch, a batch without ``input_ids``, a batch with NaN or infinity, or token
@@ -108,7 +110,9 @@ def read_batches(
     samples = 0
     for index, batch in enumerate(loader):
         if not isinstance(batch, Mapping):
-            raise ValueError(f"calibration batch {index} is a {type(batch).__name__}, not a mapping")
+            raise ValueError(
+                f"calibration batch {index} is a {type(batch).__name__}, not a mapping"
+            )
         _check_finite(index, batch)
         types, input_ids = _types_of(index, batch, ids, token_types_fn)
         batches.append(TokenBatch(types, input_ids, samples))
@@ -134,8 +138,8 @@ def import_function(path: str) -> TokenTypesFunction:
     return function
 
 
-def count_tokens(batches: list[TokenBatch]) -> dict[str, int]:
-    """Real tokens per modality name, over all batches; modalities that do not occur are left out."""
+def count_tokens(batches: Sequence[TokenBatch]) -> dict[str, int]:
+    """Real tokens per modality name, over all batches, of the modalities that occur."""
     counts = {
         name: sum(int((batch.types == code).sum()) for batch in batches)
         for code, name in enumerate(MODALITY_NAMES)
@@ -161,8 +165,8 @@ def _types_of(
         types = types.detach().cpu().long()
         if types.min() < PADDING or types.max() >= len(MODALITY_NAMES):
             raise ValueError(
-                f"token_types_fn must return -1 (padding) to {len(MODALITY_NAMES) - 1}; batch {index} "
-                f"has {int(types.min())} to {int(types.max())}"
+                f"token_types_fn must return -1 (padding) to {len(MODALITY_NAMES) - 1}; "
+                f"batch {index} has {int(types.min())} to {int(types.max())}"
             )
     elif isinstance(input_ids, torch.Tensor):
         types = token_types(input_ids.detach().cpu(), ids)

@@ -48,7 +48,7 @@ class DiversityCollector:
         return self._trackers[name].similarities if name in self._trackers else {}
 
     def importance_of(self, names: Sequence[str]) -> dict[str, float]:
-        """Importance of all Linears; an expert that no token was routed to gets the mean of the others."""
+        """Importance of all Linears; experts without a routed token get the mean of the others."""
         measured = {name: self.importance(name) for name in names if self.similarities(name)}
         mean = sum(measured.values()) / max(len(measured), 1)
         return {name: measured.get(name, mean) for name in names}
@@ -82,7 +82,9 @@ class SelectionCollector:
             return
         attention = activations.attention
         if attention is None and self._selection.needs_attention:
-            attention = torch.full((outputs.shape[0],), 1.0 / outputs.shape[0], device=outputs.device)
+            attention = torch.full(
+                (outputs.shape[0],), 1.0 / outputs.shape[0], device=outputs.device
+            )
         try:
             picked = self._selection.select(outputs, activations.types, attention)
         except NonFiniteError:
@@ -105,11 +107,13 @@ class SelectionCollector:
     def is_finite(self, name: str) -> bool:
         """Whether its statistics, if still there, are finite."""
         return name not in self._not_finite and all(
-            statistics[name].is_finite() for statistics in (self._scalars, self._unrouted) if name in statistics
+            statistics[name].is_finite()
+            for statistics in (self._scalars, self._unrouted)
+            if name in statistics
         )
 
     def row_scalars(self, name: str) -> torch.Tensor:
-        """Mean of x_j^2 over the selected tokens, fp32 [in_features]; frees what it was computed from."""
+        """Mean of x_j^2 over the selected tokens, fp32 [in_features]; frees the sums behind it."""
         statistics = self._scalars if name in self._scalars else self._unrouted
         return statistics.pop(name).result()
 
@@ -134,4 +138,3 @@ class SelectionCollector:
         if name not in where:
             where[name] = RowScalars(activations.inputs.shape[-1])
         return where[name]
-

@@ -38,8 +38,10 @@ class Activations:
         inputs: [tokens, in_features], in the model's dtype.
         outputs: [tokens, out_features].
         types: int64 [tokens], modalities.
-        attention: float32 [tokens] from the last real token, or None where the layer has no weights.
-        tokens: int64 [tokens], each row's index among the sample's real tokens; None if it is the row.
+        attention: float32 [tokens] from the last real token, or None where the layer has no
+            weights.
+        tokens: int64 [tokens], each row's index among the sample's real tokens; None if it is the
+            row.
         routed: False for the tokens of an expert that no token of the batch was routed to.
     """
 
@@ -88,7 +90,8 @@ class Observer:
 
     def register(self, model: nn.Module, register_hook: RegisterHook) -> None:
         """Puts the hooks in place, through ``register_hook(module, hook, kind, **options)``."""
-        embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+        get_embeddings = getattr(model, "get_input_embeddings", None)
+        embeddings = get_embeddings() if callable(get_embeddings) else None
         if embeddings is not None:
             register_hook(embeddings, self._match_batch, "forward_pre", with_kwargs=True)
         for target in self._targets:
@@ -125,7 +128,9 @@ class Observer:
         match = next((batch for batch in candidates if batch.has_ids(input_ids)), None)
         if match is not None:
             self._matched[index] = match
-        elif any(b.input_ids is not None and b.input_ids.shape == input_ids.shape for b in candidates):
+        elif any(
+            b.input_ids is not None and b.input_ids.shape == input_ids.shape for b in candidates
+        ):
             raise RuntimeError(
                 f"calibration batch {index} was not among the batches that TAMP read first, so the "
                 "data loader draws other samples in every pass. Give a loader with a fixed order "
@@ -203,7 +208,9 @@ class Observer:
         positions = None
         routed = True
         if target.experts is not None:
-            positions, inputs, outputs, routed = self._routed_rows(target, inputs, outputs, size * length)
+            positions, inputs, outputs, routed = self._routed_rows(
+                target, inputs, outputs, size * length
+            )
         elif rows != size * length:
             _check_length(target.name, rows, batch.types)
         if positions is None:
@@ -224,17 +231,23 @@ class Observer:
                 continue
             at = positions[mine]
             yield Activations(
-                target, batch.first_sample + number, inputs[mine], outputs[mine], flat[at], None, order[at]
+                target,
+                batch.first_sample + number,
+                inputs[mine],
+                outputs[mine],
+                flat[at],
+                None,
+                order[at],
             )
 
     def _routed_rows(
         self, target: Target, inputs: torch.Tensor, outputs: torch.Tensor, tokens: int
     ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor, bool]:
-        """The rows of the tokens routed to an expert, in order, and their positions in the batch."""
+        """The rows of the tokens routed to an expert, in order, and their places in the batch."""
         top_k_index = self._routing[target.experts]  # type: ignore[index]
         inputs, outputs = inputs.flatten(0, -2), outputs.flatten(0, -2)
         # The linearised experts look their tokens up in this order.
-        positions = torch.where((top_k_index == target.expert).T)[1]
+        positions = top_k_index.T.eq(target.expert).nonzero()[:, 1]  # type: ignore[arg-type]
         if get_calibrate_all_experts_flag() and inputs.shape[0] == tokens:
             if positions.numel() == 0:
                 return None, inputs, outputs, False
@@ -242,7 +255,8 @@ class Observer:
             return positions, inputs[positions], outputs[positions], True
         if inputs.shape[0] != positions.numel():
             raise RuntimeError(
-                f"{target.name} saw {inputs.shape[0]} tokens, but {positions.numel()} were routed to it"
+                f"{target.name} saw {inputs.shape[0]} tokens, but {positions.numel()} were routed "
+                "to it"
             )
         positions, order = positions.sort()
         return positions, inputs[order], outputs[order], True
@@ -251,7 +265,7 @@ class Observer:
     def _outside_decoder(
         target: Target, batch: TokenBatch, inputs: torch.Tensor, outputs: torch.Tensor
     ) -> Iterator[Activations]:
-        """Encoders and projectors have tokens of one kind, unknown to ``input_ids``: one modality."""
+        """Encoders and projectors have tokens of one kind, unknown to input_ids: one modality."""
         size = batch.types.shape[0]
         if inputs.dim() < 3 or inputs.shape[0] != size:
             # Pictures of all samples in one sequence (Qwen-VL): they cannot be told apart.
@@ -266,6 +280,6 @@ def _check_length(name: str, rows: int, types: torch.Tensor) -> None:
     if rows not in (types.shape[1], types.numel()):
         raise RuntimeError(
             f"{name} saw {rows} tokens, but the batch has token types for {list(types.shape)}. "
-            "Where the decoder's sequence is not input_ids, give token_types_fn, which tells the types "
-            "of the decoder's own sequence"
+            "Where the decoder's sequence is not input_ids, give token_types_fn, which tells the "
+            "types of the decoder's own sequence"
         )

@@ -46,7 +46,9 @@ def build_report(
         linears[name] = LinearReport(
             shape=tuple(target.module.weight.shape),  # type: ignore[arg-type]
             numel=target.module.weight.numel(),
-            importance=diversity.importance(name) if diversity is not None and similarities else None,
+            importance=diversity.importance(name)
+            if diversity is not None and similarities
+            else None,
             similarities={pair_name(pair): value for pair, value in similarities.items()},
             allocated=sparsities[name],
             reached=reached[name],
@@ -65,9 +67,7 @@ def build_report(
         tokens=count_tokens(batches),
         timings=dict(timings),
         linears=linears,
-        token_types=[
-            types[types >= 0].tolist() for batch in batches for types in batch.types
-        ],
+        token_types=[types[types >= 0].tolist() for batch in batches for types in batch.types],
     )
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from compressed_tensors.utils import is_match
 from llmcompressor.modeling.moe.linear_experts import LinearExperts2D
 from torch import nn
 
-# Never worth pruning and never meant by "Linear": the output head, and routers, whose few rows decide
-# which expert a token goes to.
+from tamp_modifier.masks import parse_mask_structure
+
+# Never worth pruning and never meant by "Linear": the output head, and routers, whose few rows
+# decide which expert a token goes to.
 ALWAYS_IGNORED = (
     "re:.*lm_head$",
     r"re:.*\.(gate|router|wg|shared_expert_gate|shared_experts_gate)(\..*)?$",
@@ -40,7 +42,8 @@ def find_decoder_layers(model: nn.Module, classes: Sequence[str] = ()) -> dict[s
     """Finds the decoder layers of the text decoder.
 
     Args:
-        model: any model; multimodal ones of transformers tell their text decoder by ``get_decoder``.
+        model: any model; multimodal ones of transformers tell their text decoder by
+            ``get_decoder``.
         classes: class names or name patterns of the decoder layers, where the model does not tell.
 
     Returns:
@@ -70,7 +73,8 @@ def find_decoder_layers(model: nn.Module, classes: Sequence[str] = ()) -> dict[s
             "the decoder layers of the model cannot be found; "
             "set sequential_targets to the class name of its decoder layer"
         )
-    # The decoder's own stack is the outermost one, as experts are stacks inside of it, and the largest.
+    # The decoder's own stack is the outermost one, as experts are stacks inside of it, and the
+    # largest.
     stack = min(stacks, key=lambda item: item[:2])[2]
     prefix = next(name for name, module in model.named_modules() if module is stack)
     return {f"{prefix}.{index}": layer for index, layer in enumerate(stack)}
@@ -103,7 +107,9 @@ def find_targets(
     ignore_hits = dict.fromkeys(ignore, False)
     target_hits = dict.fromkeys(targets, False)
     containers = {
-        name: module for name, module in model.named_modules() if isinstance(module, LinearExperts2D)
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, LinearExperts2D)
     }
     found: list[Target] = []
     for name, module in model.named_modules():
@@ -124,6 +130,21 @@ def find_targets(
     if not found:
         raise ValueError(f"targets={list(targets)} are all ignored by ignore={list(ignore)}")
     return found, [pattern for pattern, hit in ignore_hits.items() if not hit]
+
+
+def check_columns(targets: Sequence[Target], mask_structure: str) -> None:
+    """Refuses Linears that an N:M structure does not fit.
+
+    Raises:
+        ValueError: input features that are not divisible by M, with the first such Linear.
+    """
+    prune_m = parse_mask_structure(mask_structure)[1]
+    bad = [t for t in targets if prune_m and t.module.in_features % prune_m]
+    if bad:
+        raise ValueError(
+            f"mask_structure {mask_structure!r} needs input features divisible by {prune_m}; "
+            f"{bad[0].name} has {bad[0].module.in_features}. Add it to ignore"
+        )
 
 
 def _text_decoder(model: nn.Module) -> nn.Module:
@@ -151,7 +172,7 @@ def _is_ignored(name: str, module: nn.Linear, ignore: Sequence[str]) -> bool:
     )
 
 
-def _expert_of(name: str, containers: dict[str, nn.Module]) -> tuple[str | None, int | None]:
+def _expert_of(name: str, containers: Iterable[str]) -> tuple[str | None, int | None]:
     for container in containers:
         if name.startswith(f"{container}."):
             return container, int(name[len(container) + 1 :].split(".")[0])

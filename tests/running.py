@@ -35,7 +35,9 @@ def prune(
     model.config.save_pretrained(folder)
     model.config._name_or_path = str(folder)
     word_level = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
-    loader = batches if isinstance(batches, DataLoader) else DataLoader(list(batches), batch_size=None)
+    loader = (
+        batches if isinstance(batches, DataLoader) else DataLoader(list(batches), batch_size=None)
+    )
     oneshot(
         model=model,
         processor=PreTrainedTokenizerFast(tokenizer_object=word_level, unk_token="?"),

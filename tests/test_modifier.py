@@ -160,7 +160,9 @@ def test_everything_but_the_text_decoder_is_left_alone(tmp_path: Path) -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     prune(model, batches, TAMPModifier(), tmp_path)
     targets = {f"{name}.weight" for name in expected.targets}
-    changed = {name for name, tensor in model.state_dict().items() if not tensor.equal(before[name])}
+    changed = {
+        name for name, tensor in model.state_dict().items() if not tensor.equal(before[name])
+    }
     assert changed == targets
 
 
@@ -189,7 +191,8 @@ def test_the_report_tells_modalities_tokens_and_settings(tmp_path: Path) -> None
         assert linear.tokens_seen == sum(map(len, linear.selected)) > 0
 
 
-# -- refused before any work --------------------------------------------------------------------------
+# -- refused before any work
+# --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -200,7 +203,10 @@ def test_the_report_tells_modalities_tokens_and_settings(tmp_path: Path) -> None
         ({"sparsity": math.nan}, "sparsity must be between 0 and 1"),
         ({"mask_structure": "24"}, "mask_structure"),
         ({"mask_structure": "5:4"}, "mask_structure"),
-        ({"mask_structure": "2:4", "sparsity": 0.9}, "sparsity must be 0.5 with mask_structure '2:4'"),
+        (
+            {"mask_structure": "2:4", "sparsity": 0.9},
+            "sparsity must be 0.5 with mask_structure '2:4'",
+        ),
         ({"max_sparsity": 0.4}, "max_sparsity must be between sparsity"),
         ({"allocation": "owls"}, "allocation must be one of"),
         ({"selection": "best"}, "selection must be one of"),
@@ -242,8 +248,8 @@ def test_unknown_modalities_are_refused_and_can_be_given(tmp_path: Path) -> None
     model, batches, expected = build("llama_text")
     model.config = PreTrainedConfig(**model.config.to_dict(), vision_config={"hidden_size": 8})
     with pytest.raises(ValueError, match="modality_token_ids"):
-        TAMPModifier()._token_ids(model)
-    ids = TAMPModifier(modality_token_ids={"image": IMAGE_ID})._token_ids(model)
+        TAMPModifier().placeholder_ids(model)
+    ids = TAMPModifier(modality_token_ids={"image": IMAGE_ID}).placeholder_ids(model)
     assert ids == {"image": (IMAGE_ID,)}
 
 
@@ -263,7 +269,8 @@ def test_an_ignore_pattern_without_a_match_is_a_warning(tmp_path: Path, logged: 
     assert not any("re:.*q_proj" in line for line in logged)
 
 
-# -- refused after calibration, with the weights as they were --------------------------------------------
+# -- refused after calibration, with the weights as they were
+# --------------------------------------------
 
 
 @pytest.mark.parametrize("allocation", ["das", "uniform"])

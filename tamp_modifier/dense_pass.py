@@ -1,0 +1,67 @@
+"""An extra pass over the dense model, before anything is pruned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from llmcompressor.args.dataset_arguments import DatasetArguments
+from llmcompressor.core import Event, State, create_session
+from llmcompressor.modifiers import Modifier
+from llmcompressor.pipelines.registry import CalibrationPipeline
+
+from tamp_modifier.batches import RepeatableLoader
+from tamp_modifier.observer import Observer
+
+
+class _Observe(Modifier):
+    """The recipe of the nested session: it only observes."""
+
+    requires_calibration_data: bool = True
+    observer: Any
+
+    def on_initialize(self, state: State, **kwargs: Any) -> bool:
+        return True
+
+    def on_calibration_start(self, state: State, event: Event, **kwargs: Any) -> None:
+        self.observer.register(state.model, self.register_hook)
+
+    def on_calibration_end(self, state: State, event: Event, **kwargs: Any) -> None:
+        self.remove_hooks()
+
+
+def run_dense_pass(
+    model: torch.nn.Module,
+    loader: RepeatableLoader,
+    observer: Observer,
+    layer_classes: Iterable[str],
+    pipeline: str,
+    tracing_ignore: Iterable[str] = (),
+) -> None:
+    """Runs all samples through the model once, in a session of its own.
+
+    It has to happen at the start of calibration: at initialization no session can be nested, and
+    earlier modifiers of the recipe have not changed the model yet.
+
+    Args:
+        model: the model; not changed.
+        loader: the calibration batches.
+        observer: its hooks are registered for this pass.
+        layer_classes: class names of the decoder layers. By default vision blocks are sequential
+            targets too; here they would only add subgraphs.
+        pipeline: "sequential" or "basic".
+        tracing_ignore: function names that tracing skips, besides the default ones.
+    """
+    arguments = DatasetArguments(sequential_targets=sorted(layer_classes), propagate_error=False)
+    arguments.tracing_ignore = [*arguments.tracing_ignore, *tracing_ignore]
+    with create_session() as session:
+        session.initialize(
+            model=model,
+            recipe=[_Observe(observer=observer)],  # type: ignore[arg-type]
+            calib_data=loader,
+            copy_data=False,
+        )
+        run = CalibrationPipeline.load_from_registry(pipeline)
+        run(model, loader, arguments)
+        session.finalize()

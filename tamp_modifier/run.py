@@ -1,0 +1,268 @@
+"""One pruning run: the passes over the calibration batches and what happens between them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+from llmcompressor.core import active_session
+from llmcompressor.modifiers import Modifier
+from loguru import logger
+
+from tamp_modifier.allocation import explicit_allocation, get_allocation, round_to_budget
+from tamp_modifier.batches import RepeatableLoader, TokenBatch, read_batches
+from tamp_modifier.collect import DiversityCollector, SelectionCollector
+from tamp_modifier.dense_pass import run_dense_pass
+from tamp_modifier.masks import parse_mask_structure
+from tamp_modifier.observer import Activations, Observer, RegisterHook
+from tamp_modifier.pruner import Pruner
+from tamp_modifier.recording import build_report
+from tamp_modifier.report import PruningReport
+from tamp_modifier.targets import Target, check_columns, find_decoder_layers, find_targets
+
+if TYPE_CHECKING:
+    from tamp_modifier.modifier import TAMPModifier
+
+
+class PruningRun:
+    """What TAMPModifier does with one model.
+
+    Making one finds the target Linears and changes nothing.
+
+    Args:
+        fields: the modifier, for its fields.
+        model: the model to prune.
+
+    Raises:
+        ValueError: fields that do not fit the model.
+    """
+
+    def __init__(self, fields: TAMPModifier, model: torch.nn.Module) -> None:
+        self._fields = fields
+        self._model = model
+        self._layers = find_decoder_layers(model, _as_list(fields.sequential_targets))
+        self._targets, unused = find_targets(
+            model, self._layers, _as_list(fields.targets), _as_list(fields.ignore)
+        )
+        if unused:
+            logger.warning(f"ignore={unused} match no module of the model")
+        check_columns(self._targets, fields.mask_structure)
+        self._numel = {target.name: target.module.weight.numel() for target in self._targets}
+        if isinstance(fields.allocation, dict):
+            explicit_allocation(fields.allocation, self._numel)
+        self._token_types_fn = fields.token_types_function()
+        self._ids = fields.placeholder_ids(model)
+
+        self._batches: list[TokenBatch] = []
+        self._sparsities: dict[str, float] = {}
+        self._timings: dict[str, float] = {}
+        self._warned_of_attention = False
+        self._diversity = (
+            DiversityCollector(fields.positive_only) if fields.needs_diversity else None
+        )
+        keep_indices = fields.report_path is not None and fields.selection != "all"
+        self._selected = SelectionCollector(fields.make_selection(), keep_indices)
+        # The dense pass, like the single pass, finds unseen Linears and bad statistics before the
+        # first weight is touched. Without them, what is pruned is kept so that it can be undone.
+        checked_before = fields.one_pass or self._diversity is not None
+        self._pruner = Pruner(fields.mask_structure, keep_removed=not checked_before)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every target is pruned."""
+        return len(self._pruner.reached) == len(self._targets)
+
+    def start(self, dataloader: Any, register_hook: RegisterHook) -> None:
+        """Reads the batches, runs the dense pass if there is one, and hooks the pruning pass.
+
+        Raises:
+            ValueError: batches that cannot be used.
+            RuntimeError: target Linears without a sample or with activations that are not finite.
+        """
+        start = time.perf_counter()
+        loader = RepeatableLoader(dataloader)
+        self._batches = read_batches(loader, self._ids, self._token_types_fn)
+        collectors = [self._selected.collect]
+        if self._diversity is None:
+            self._allocate()
+        elif self._fields.one_pass:
+            collectors.append(self._diversity.collect)
+        else:
+            self._measure_diversity(loader, self._diversity)
+            self._timings["dense_pass"] = time.perf_counter() - start
+            self._allocate()
+        loader.rewind()
+        self._observer = self._observe(collectors, self._fields.make_selection().needs_attention)
+        self._observer.register(self._model, register_hook)
+        self._tell_missing_attention()
+        self._started = self._layer_started = time.perf_counter()
+
+    def subgraph_done(self) -> None:
+        """Prunes the Linears that have seen all their samples."""
+        self._tell_missing_attention()
+        if not self._fields.one_pass:
+            self._prune_ready()
+
+    def finish(self) -> None:
+        """Prunes what is left.
+
+        Raises:
+            RuntimeError: target Linears that saw no sample; all weights are as they were.
+        """
+        self._tell_missing_attention()
+        self._refuse_unseen(self._selected)
+        if self._fields.one_pass:
+            if self._diversity is not None:
+                self._refuse_not_finite(self._targets, self._diversity)
+                self._allocate()
+            self._prune_ready()
+        self._pruner.forget()
+        self._timings["pruning_pass"] = time.perf_counter() - self._started
+
+    def warn_of_lost_zeros(self) -> None:
+        """Names the Linears in which the rest of the recipe brought pruned weights back."""
+        lost = self._pruner.lost_zeros(self._targets)
+        if lost:
+            logger.warning(
+                f"modifiers after TAMPModifier brought pruned weights back in {len(lost)} Linears: "
+                f"{_some(lost)}"
+            )
+
+    def report(self) -> PruningReport:
+        """The report of the finished run."""
+        return build_report(
+            self._fields.model_dump(exclude=set(Modifier.model_fields)),
+            self._targets,
+            self._batches,
+            self._sparsities,
+            self._pruner.reached,
+            self._diversity,
+            self._selected,
+            self._timings,
+        )
+
+    def _measure_diversity(self, loader: RepeatableLoader, diversity: DiversityCollector) -> None:
+        """Runs the dense pass."""
+        samples = sum(batch.types.shape[0] for batch in self._batches)
+        logger.info(
+            f"TAMP dense pass: diversity of {len(self._targets)} Linears over {samples} samples"
+        )
+        run_dense_pass(
+            self._model,
+            loader,
+            self._observe([diversity.collect], needs_attention=False),
+            {type(layer).__name__ for layer in self._layers.values()},
+            self._fields.dense_pipeline,
+            self._fields.tracing_ignore,
+        )
+        self._refuse_unseen(diversity)
+        self._refuse_not_finite(self._targets, diversity)
+
+    def _allocate(self) -> None:
+        """Shares the budget out."""
+        fields = self._fields
+        if isinstance(fields.allocation, dict):
+            sparsities = explicit_allocation(fields.allocation, self._numel)
+        elif self._diversity is None:
+            sparsities = dict.fromkeys(self._numel, fields.sparsity)
+        else:
+            importance = self._diversity.importance_of(list(self._numel))
+            rule = get_allocation(fields.allocation)
+            sparsities = rule(importance, self._numel, fields.sparsity, fields.cap)
+        if not parse_mask_structure(fields.mask_structure)[1]:
+            shapes = {t.name: (t.module.out_features, t.module.in_features) for t in self._targets}
+            sparsities = round_to_budget(sparsities, shapes)
+        self._sparsities = sparsities
+
+    def _prune_ready(self) -> None:
+        ready = [
+            target
+            for target in self._targets
+            if target.name not in self._pruner.reached and self._selected.has_seen(target.name)
+        ]
+        self._refuse_not_finite(ready, self._selected)
+        by_layer: dict[str, list[Target]] = {}
+        for target in ready:
+            by_layer.setdefault(target.layer or target.name.rpartition(".")[0], []).append(target)
+        for layer, members in by_layer.items():
+            for target in members:
+                scalars = self._selected.row_scalars(target.name)
+                self._pruner.prune(target, scalars, self._sparsities[target.name])
+            self._log_layer(layer, members)
+
+    def _log_layer(self, layer: str, members: list[Target]) -> None:
+        now = time.perf_counter()
+        seconds, self._layer_started = now - self._layer_started, now
+        weights = sum(self._numel[t.name] for t in members)
+        zeros = sum(self._pruner.reached[t.name] * self._numel[t.name] for t in members)
+        picked = sum(self._selected.mean_selected(t.name) for t in members) / len(members)
+        logger.info(
+            f"TAMP {layer}: {len(members)} Linears, sparsity {zeros / weights:.4f}, "
+            f"{picked:.1f} tokens selected per sample, {seconds:.1f} s"
+        )
+
+    def _observe(
+        self, collectors: Iterable[Callable[[Activations], None]], needs_attention: bool
+    ) -> Observer:
+        def consume(activations: Activations) -> None:
+            for collect in collectors:
+                collect(activations)
+
+        return Observer(
+            self._targets,
+            self._layers,
+            self._batches,
+            lambda: active_session().state.current_batch_idx,
+            consume,
+            needs_attention,
+        )
+
+    def _refuse(self, message: str) -> NoReturn:
+        self._pruner.undo()
+        raise RuntimeError(message)
+
+    def _refuse_unseen(self, collector: DiversityCollector | SelectionCollector) -> None:
+        """Refuses target Linears that saw no sample, by name."""
+        unseen = [t.name for t in self._targets if not collector.has_seen(t.name)]
+        if unseen:
+            self._refuse(
+                f"{len(unseen)} target Linears saw no calibration sample, nothing was pruned: "
+                f"{_some(unseen)}. Add them to ignore, give samples that reach them, or, if the "
+                'model cannot be traced, use oneshot(pipeline="basic") and dense_pipeline="basic"'
+            )
+
+    def _refuse_not_finite(
+        self, targets: list[Target], collector: DiversityCollector | SelectionCollector
+    ) -> None:
+        """Refuses Linears whose activations are NaN or infinite, by name."""
+        bad = [target.name for target in targets if not collector.is_finite(target.name)]
+        if bad:
+            self._refuse(
+                f"{len(bad)} target Linears have activations that are not finite, nothing was "
+                f"pruned: {_some(bad)}"
+            )
+
+    def _tell_missing_attention(self) -> None:
+        """Warns of decoder layers without attention weights once, or refuses them."""
+        layers = sorted(self._observer.layers_without_attention)
+        if not layers:
+            return
+        if self._fields.no_attention == "error":
+            self._refuse(f"{len(layers)} decoder layers give no attention weights: {_some(layers)}")
+        if not self._warned_of_attention:
+            self._warned_of_attention = True
+            logger.warning(
+                f"{len(layers)} decoder layers give no attention weights, all their tokens weigh "
+                f"the same: {_some(layers)}"
+            )
+
+
+def _as_list(value: str | list[str] | None) -> list[str]:
+    return [value] if isinstance(value, str) else list(value or [])
+
+
+def _some(names: list[str], limit: int = 5) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
