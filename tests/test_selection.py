@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tamp_modifier.diversity import mean_similarities
-from tamp_modifier.selection import SELECTIONS, TILE, get_selection, select_amia
+from tamp_modifier.selection import SELECTIONS, TILE, _pick_order, get_selection, select_amia
 
 
 def slow_amia(
@@ -96,6 +96,17 @@ def test_picks_over_several_blocks_and_tiles() -> None:
     found = select_amia(outputs, types, attention, threshold=0.004).tolist()
     assert found == slow_amia(outputs, types, attention, threshold=0.004)
     assert 60 < len(found) < TILE + 30
+
+
+def test_damping_at_distance_one_is_exp_of_minus_a_fifth() -> None:
+    # After token 0, token 1 is left with 0.9 - 0.819 = 0.081, between tokens 2 and 3.
+    scores, near = [1.0, 0.9, 0.1, 0.07], [[1], [0], [3], [2]]
+    assert list(_pick_order(scores, near, [[0.0]] * 4)) == [0, 2, 1, 3]
+
+
+def test_negative_scores_do_not_raise_their_neighbors() -> None:
+    scores, near = [-1.0, -2.0, -1.5], [[1], [0], [0]]
+    assert list(_pick_order(scores, near, [[1.0]] * 3)) == [0, 2, 1]
 
 
 @settings(max_examples=60, deadline=None)
