@@ -155,7 +155,8 @@ def round_to_budget(
         rest = exact[name] - rounded[name]
         rows = shapes[name][0]
         step = 1 if rest > 1e-9 else -1 if rest < -1e-9 else 0
-        if step and abs(missing - step * rows) < abs(missing):
+        # By half a weight at least: a tie must not be decided by the last bit of an importance.
+        if step and abs(missing - step * rows) < abs(missing) - 0.5:
             rounded[name] += step
             missing -= step * rows
     return {name: rounded[name] / shapes[name][1] for name in sparsities}
