@@ -99,8 +99,8 @@ def test_picks_over_several_blocks_and_tiles() -> None:
 
 
 def test_damping_at_distance_one_is_exp_of_minus_a_fifth() -> None:
-    # After token 0, token 1 is left with 0.9 - 0.819 = 0.081, between tokens 2 and 3.
-    scores, near = [1.0, 0.9, 0.1, 0.07], [[1], [0], [3], [2]]
+    # After token 0, token 1 is left with 0.9 - 0.8187 = 0.0813, between tokens 2 and 3.
+    scores, near = [1.0, 0.9, 0.083, 0.08], [[1], [0], [0], [0]]
     assert list(_pick_order(scores, near, [[0.0]] * 4)) == [0, 2, 1, 3]
 
 
