@@ -1,57 +1,86 @@
-/* bf16 x bf16 with AVX-512 BF16 and VBMI2: a mask word expands 32 packed values into one register
- * (vpexpandw), which vdpbf16ps multiplies with 32 entries of x. */
+/* bf16 x bf16 with AVX-512 BF16 and VBMI2. One idea, three shapes of it:
+ *
+ *   four_rows   1 to 6 rows of x: a mask word expands 32 packed values into a register (vpexpandw),
+ *               which vdpbf16ps multiplies with 32 entries of each row of x.
+ *   two_rows    7 and 8 rows of x: the same for half a block at a time, as 32 sums find no registers.
+ *   compressed  one row of x, sparse weight: the mask compresses x instead; the packed values are
+ *               multiplied as they are, 16 at once, half a register and half the work.
+ *
+ * On Zen 4 the mask move, the expansion and the product share two ports: 3 cycles for 32 columns of a
+ * row. vpcompressw also waits for the old contents of its target, hence four targets there. */
 #include "tamp_sparse.h"
 
 #ifdef TAMP_X86
 #include <immintrin.h>
 
-/* Without this the kernel waits for memory: the hardware prefetcher alone does not keep up. */
-#ifndef PREFETCH_BYTES
+/* Without this the kernels wait for memory: the hardware prefetcher alone does not keep up. */
 #define PREFETCH_BYTES 2048
-#endif
+/* `compressed` pays where 32 columns rarely keep more than 16 values. */
+#define COMPRESSED_DENSITY 0.39
 
 #define INLINE static inline TARGET_AVX512BF16 __attribute__((always_inline))
 
-INLINE __m512bh expand(uint32_t mask, const uint16_t *values) {
+/* Mask word `row` of a tile, straight from memory: cheaper than through a general register. */
+INLINE __mmask32 load_mask(const uint64_t *tile_mask, int row) {
+    return _load_mask32((__mmask32 *)tile_mask + row);
+}
+
+INLINE __m512bh expand(__mmask32 mask, const uint16_t *values) {
     return (__m512bh)_mm512_maskz_expand_epi16(mask, _mm512_loadu_si512(values));
 }
 
 INLINE __m512bh load_x(const uint16_t *x) { return (__m512bh)_mm512_loadu_si512(x); }
 
-/* The sums of four registers, as one. */
-INLINE __m128 reduce4(__m512 a, __m512 b, __m512 c, __m512 d) {
-    __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-    __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
-    __m512 abcd = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd))),
-                                _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd))));
-    __m256 half = _mm256_add_ps(_mm512_castps512_ps256(abcd), _mm512_extractf32x8_ps(abcd, 1));
-    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+INLINE void prefetch(const uint16_t *values) {
+    _mm_prefetch((const char *)values + PREFETCH_BYTES, _MM_HINT_T0);
 }
 
-/* All four rows of a block at once: 4 * m accumulators. */
-INLINE int rows4(const tamp_weight *w, const tamp_product *p, int64_t begin, int64_t end,
-                 const int first, const int m) {
-    const uint16_t *x = (const uint16_t *)p->x + first * p->ldx;
+INLINE int64_t count32(uint64_t word) { return __builtin_popcount((uint32_t)word); }
+
+INLINE const uint64_t *mask_pairs(const tamp_weight *w, int64_t block) {
+    return (const uint64_t *)(w->mask + block * w->tiles * BLOCK_ROWS);
+}
+
+INLINE const uint16_t *block_values(const tamp_weight *w, int64_t block) {
+    return (const uint16_t *)w->values + w->offsets[block];
+}
+
+INLINE __m512 unpack_add_pd(__m512 a, __m512 b) {
+    const __m512d x = _mm512_castps_pd(a), y = _mm512_castps_pd(b);
+    return _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)),
+                         _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
+}
+
+/* The sums of four registers. */
+INLINE void reduce4(__m512 a, __m512 b, __m512 c, __m512 d, float *sums) {
+    const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    const __m512 abcd = unpack_add_pd(ab, cd);
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(abcd), _mm512_extractf32x8_ps(abcd, 1));
+    _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+}
+
+INLINE int four_rows(const tamp_weight *w, const tamp_product *p, int64_t begin, int64_t end,
+                     const int m) {
+    const uint16_t *x = p->x;
     for (int64_t block = begin; block < end; block++) {
         if (!block_is_safe(w, block)) return 1;
-        const uint64_t *mask = (const uint64_t *)(w->mask + block * w->tiles * BLOCK_ROWS);
-        const uint16_t *values = (const uint16_t *)w->values + w->offsets[block];
-        __m512 sums[4][MAX_M];
-#pragma GCC unroll 8
+        const uint64_t *mask = mask_pairs(w, block);
+        const uint16_t *values = block_values(w, block);
+        __m512 sums[4][6];
+#pragma GCC unroll 6
         for (int i = 0; i < m; i++)
-#pragma GCC unroll 4
-            for (int r = 0; r < 4; r++) sums[r][i] = _mm512_setzero_ps();
-        for (int64_t tile = 0; tile < w->tiles; tile++) {
-            const uint64_t low = mask[2 * tile], high = mask[2 * tile + 1];
-            const uint16_t *second = values + __builtin_popcount((uint32_t)low);
-            const uint16_t *third = values + popcount64(low);
-            const uint16_t *fourth = third + __builtin_popcount((uint32_t)high);
-            const __m512bh w0 = expand((uint32_t)low, values), w1 = expand(low >> 32, second);
-            const __m512bh w2 = expand((uint32_t)high, third), w3 = expand(high >> 32, fourth);
-            _mm_prefetch((const char *)values + PREFETCH_BYTES, _MM_HINT_T0);
-            _mm_prefetch((const char *)third + PREFETCH_BYTES, _MM_HINT_T0);
+            sums[0][i] = sums[1][i] = sums[2][i] = sums[3][i] = _mm512_setzero_ps();
+        for (int64_t tile = 0; tile < w->tiles; tile++, mask += 2) {
+            const uint64_t low = mask[0], high = mask[1];
+            const uint16_t *second = values + count32(low), *third = values + popcount64(low);
+            const uint16_t *fourth = third + count32(high);
+            const __m512bh w0 = expand(load_mask(mask, 0), values), w1 = expand(load_mask(mask, 1), second);
+            const __m512bh w2 = expand(load_mask(mask, 2), third), w3 = expand(load_mask(mask, 3), fourth);
+            prefetch(values);
+            prefetch(third);
             values = third + popcount64(high);
-#pragma GCC unroll 8
+#pragma GCC unroll 6
             for (int i = 0; i < m; i++) {
                 const __m512bh input = load_x(x + i * p->ldx + tile * TILE_COLUMNS);
                 sums[0][i] = _mm512_dpbf16_ps(sums[0][i], w0, input);
@@ -60,33 +89,156 @@ INLINE int rows4(const tamp_weight *w, const tamp_product *p, int64_t begin, int
                 sums[3][i] = _mm512_dpbf16_ps(sums[3][i], w3, input);
             }
         }
-        if (values != (const uint16_t *)w->values + w->offsets[block + 1]) return 1;
-#pragma GCC unroll 8
+        if (values != block_values(w, block + 1)) return 1;
+#pragma GCC unroll 6
         for (int i = 0; i < m; i++) {
             float result[4];
-            _mm_storeu_ps(result, reduce4(sums[0][i], sums[1][i], sums[2][i], sums[3][i]));
-            store_sums(w, p, block, first + i, result);
+            reduce4(sums[0][i], sums[1][i], sums[2][i], sums[3][i], result);
+            store_sums(w, p, block, i, result);
         }
     }
     return 0;
 }
 
-#define CASE(M) \
-    static TARGET_AVX512BF16 int rows4_##M(const tamp_weight *w, const tamp_product *p, int64_t begin, int64_t end) { \
-        return rows4(w, p, begin, end, 0, M);                                            \
+INLINE int two_rows(const tamp_weight *w, const tamp_product *p, int64_t begin, int64_t end,
+                    const int m) {
+    const uint16_t *x = p->x;
+    for (int64_t block = begin; block < end; block++) {
+        if (!block_is_safe(w, block)) return 1;
+        const uint64_t *mask = mask_pairs(w, block);
+        float results[MAX_M][BLOCK_ROWS];
+        for (int half = 0; half < 2; half++) {
+            const uint16_t *values = block_values(w, block);
+            __m512 sums[2][MAX_M];
+#pragma GCC unroll 8
+            for (int i = 0; i < m; i++) sums[0][i] = sums[1][i] = _mm512_setzero_ps();
+            for (int64_t tile = 0; tile < w->tiles; tile++) {
+                const int64_t before = popcount64(mask[2 * tile]);
+                const uint64_t pair = mask[2 * tile + half];
+                const uint16_t *first = values + (half ? before : 0);
+                const __m512bh w0 = expand(load_mask(mask + 2 * tile, 2 * half), first);
+                const __m512bh w1 = expand(load_mask(mask + 2 * tile, 2 * half + 1), first + count32(pair));
+                if (half == 0) { /* the other half finds its values in the cache */
+                    prefetch(values);
+                    prefetch(values + 32);
+                }
+                values += before + popcount64(mask[2 * tile + 1]);
+#pragma GCC unroll 8
+                for (int i = 0; i < m; i++) {
+                    const __m512bh input = load_x(x + i * p->ldx + tile * TILE_COLUMNS);
+                    sums[0][i] = _mm512_dpbf16_ps(sums[0][i], w0, input);
+                    sums[1][i] = _mm512_dpbf16_ps(sums[1][i], w1, input);
+                }
+            }
+            if (values != block_values(w, block + 1)) return 1;
+#pragma GCC unroll 8
+            for (int i = 0; i < m; i += 2) {
+                const int other = i + 1 < m ? i + 1 : i;
+                float result[4];
+                reduce4(sums[0][i], sums[1][i], sums[0][other], sums[1][other], result);
+                results[i][2 * half] = result[0], results[i][2 * half + 1] = result[1];
+                results[other][2 * half] = result[2], results[other][2 * half + 1] = result[3];
+            }
+        }
+        for (int i = 0; i < m; i++) store_sums(w, p, block, i, results[i]);
     }
-CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+    return 0;
+}
 
-static TARGET_AVX512BF16 int rows4_7(const tamp_weight *w, const tamp_product *p, int64_t begin, int64_t end) {
-    return rows4(w, p, begin, end, 0, 4) | rows4(w, p, begin, end, 4, 3);
+/* Values of the next row stand behind the `count` ones of a row; zeros in the compressed x cancel them,
+ * but not Inf and NaN: the caller looks for these. */
+INLINE __m256 multiply_low(__m256 sum, __m512i x, const uint16_t *values) {
+    return _mm256_dpbf16_ps(sum, (__m256bh)_mm512_castsi512_si256(x),
+                            (__m256bh)_mm256_loadu_si256((const __m256i *)values));
 }
-static TARGET_AVX512BF16 int rows4_8(const tamp_weight *w, const tamp_product *p, int64_t begin, int64_t end) {
-    return rows4(w, p, begin, end, 0, 4) | rows4(w, p, begin, end, 4, 4);
+INLINE __m256 multiply_high(__m256 sum, __m512i x, const uint16_t *values) {
+    return _mm256_dpbf16_ps(sum, (__m256bh)_mm512_extracti64x4_epi64(x, 1),
+                            (__m256bh)_mm256_loadu_si256((const __m256i *)(values + 16)));
 }
+
+static TARGET_AVX512BF16 int four_rows_1(const tamp_weight *w, const tamp_product *p, int64_t begin,
+                                         int64_t end) {
+    return four_rows(w, p, begin, end, 1);
+}
+
+static TARGET_AVX512BF16 int compressed(const tamp_weight *w, const tamp_product *p, int64_t begin,
+                                        int64_t end) {
+    const uint16_t *x = p->x;
+    for (int64_t block = begin; block < end; block++) {
+        if (!block_is_safe(w, block)) return 1;
+        const uint64_t *mask = mask_pairs(w, block);
+        const uint16_t *values = block_values(w, block);
+        __m256 sum0 = _mm256_setzero_ps(), sum1 = sum0, sum2 = sum0, sum3 = sum0;
+        for (int64_t tile = 0; tile < w->tiles; tile++, mask += 2) {
+            const uint64_t low = mask[0], high = mask[1];
+            const uint16_t *second = values + count32(low), *third = values + popcount64(low);
+            const uint16_t *fourth = third + count32(high), *next = third + popcount64(high);
+            const __m512i input = _mm512_loadu_si512(x + tile * TILE_COLUMNS);
+            __m512i x0 = _mm512_maskz_compress_epi16(load_mask(mask, 0), input);
+            __m512i x1 = _mm512_maskz_compress_epi16(load_mask(mask, 1), input);
+            __m512i x2 = _mm512_maskz_compress_epi16(load_mask(mask, 2), input);
+            __m512i x3 = _mm512_maskz_compress_epi16(load_mask(mask, 3), input);
+            __asm__("" : "+v"(x0), "+v"(x1), "+v"(x2), "+v"(x3)); /* four registers, see above */
+            prefetch(values);
+            prefetch(third);
+            sum0 = multiply_low(sum0, x0, values);
+            sum1 = multiply_low(sum1, x1, second);
+            sum2 = multiply_low(sum2, x2, third);
+            sum3 = multiply_low(sum3, x3, fourth);
+            if (__builtin_expect((second - values > 16) | (third - second > 16) |
+                                 (fourth - third > 16) | (next - fourth > 16), 0)) {
+                sum0 = multiply_high(sum0, x0, values);
+                sum1 = multiply_high(sum1, x1, second);
+                sum2 = multiply_high(sum2, x2, third);
+                sum3 = multiply_high(sum3, x3, fourth);
+            }
+            values = next;
+        }
+        if (values != block_values(w, block + 1)) return 1;
+        float result[4];
+        reduce4(_mm512_zextps256_ps512(sum0), _mm512_zextps256_ps512(sum1),
+                _mm512_zextps256_ps512(sum2), _mm512_zextps256_ps512(sum3), result);
+        const float total = (result[0] + result[1] + result[2] + result[3]) * 0.0f;
+        if (total != 0.0f) { /* an Inf or NaN, perhaps of another row */
+            if (four_rows_1(w, p, block, block + 1)) return 1;
+        } else {
+            store_sums(w, p, block, 0, result);
+        }
+    }
+    return 0;
+}
+
+static TARGET_AVX512BF16 int is_finite(const uint16_t *x, int64_t count) {
+    const __m512i exponent = _mm512_set1_epi16(0x7f80);
+    __mmask32 found = 0;
+    for (int64_t i = 0; i < count; i += TILE_COLUMNS) {
+        const __m512i bits = _mm512_and_si512(_mm512_loadu_si512(x + i), exponent);
+        found |= _mm512_cmpeq_epi16_mask(bits, exponent);
+    }
+    return !found;
+}
+
+#define DEFINE_KERNEL(SHAPE, M)                                                                    \
+    static TARGET_AVX512BF16 int SHAPE##_##M(const tamp_weight *w, const tamp_product *p,          \
+                                             int64_t begin, int64_t end) {                         \
+        return SHAPE(w, p, begin, end, M);                                                         \
+    }
+DEFINE_KERNEL(four_rows, 2)
+DEFINE_KERNEL(four_rows, 3)
+DEFINE_KERNEL(four_rows, 4)
+DEFINE_KERNEL(four_rows, 5)
+DEFINE_KERNEL(four_rows, 6)
+DEFINE_KERNEL(two_rows, 7)
+DEFINE_KERNEL(two_rows, 8)
 
 int tamp_gemv_avx512bf16(const tamp_weight *w, const tamp_product *p, int64_t begin, int64_t end) {
-    static const tamp_kernel kernels[MAX_M] = {rows4_1, rows4_2, rows4_3, rows4_4,
-                                               rows4_5, rows4_6, rows4_7, rows4_8};
+    static const tamp_kernel kernels[MAX_M] = {four_rows_1, four_rows_2, four_rows_3, four_rows_4,
+                                               four_rows_5, four_rows_6, two_rows_7,  two_rows_8};
+    const double weights = (double)w->rows * (double)w->columns;
+    /* An Inf or NaN in x must meet the zeros of the weight too, as in a dense product. */
+    if (p->m == 1 && (double)w->kept <= COMPRESSED_DENSITY * weights &&
+        is_finite(p->x, w->tiles * TILE_COLUMNS))
+        return compressed(w, p, begin, end);
     return kernels[p->m - 1](w, p, begin, end);
 }
 #endif
