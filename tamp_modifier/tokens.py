@@ -5,11 +5,12 @@ encoder delivers (``<image>``, ``<|video_pad|>``, ``<|AUDIO|>``), and the model'
 ids. Everything else is text, also the markers around a picture (``vision_start_token_id``, ...):
 they are ordinary rows of the embedding table.
 
-Where to read the ids: the input of ``model.get_input_embeddings()`` is ``input_ids`` for almost
-every model of transformers 5. Models whose placeholder may lie outside the vocabulary write
-another id there first: Gemma3 and PaliGemma 0 when ``image_token_id >= vocab_size`` (see
-:func:`hides_placeholders`), Granite-Speech 0 always, Gemma3n and Gemma4 the pad id always. For
-these models take ``input_ids`` from the batch instead.
+Read ``input_ids`` from the calibration batch. Their way to ``model.get_input_embeddings()`` is not
+safe: models whose placeholder may lie outside the vocabulary write another id there first (Gemma3
+and PaliGemma 0 when ``image_token_id >= vocab_size``, Granite-Speech 0 always, Gemma3n and Gemma4
+the pad id always). And where a model expands one placeholder into many embeddings by itself
+(VideoLLaMA2, Qwen2-Audio with prompts of old), ids do not tell at all: such models need a function
+of the user.
 """
 
 from __future__ import annotations
@@ -110,25 +111,6 @@ def is_multimodal(config: Any) -> bool:
     return bool(modality_token_ids(config))
 
 
-def hides_placeholders(config: Any) -> bool:
-    """Tells whether the model overwrites placeholder ids before they reach the embedding.
-
-    Then the input of ``model.get_input_embeddings()`` cannot tell the modalities, and ``input_ids``
-    must be taken from the batch. Gemma3 and PaliGemma do it (id 0) only when the placeholder lies
-    outside the vocabulary, as it does for PaliGemma's and not for Gemma3's released checkpoints.
-
-    Args:
-        config: the config of a model of transformers.
-    """
-    model_type = str(_get(config, "model_type") or "")
-    if model_type.startswith(("granite_speech", "gemma3n", "gemma4", "diffusion_gemma")):
-        return True
-    vocabulary = _get(config, "vocab_size") or _get(_get(config, "text_config"), "vocab_size")
-    if not isinstance(vocabulary, int):
-        return False
-    return any(i >= vocabulary for ids in modality_token_ids(config).values() for i in ids)
-
-
 def parse_modality_token_ids(
     mapping: Mapping[str, int | Collection[int]],
 ) -> dict[str, tuple[int, ...]]:
@@ -158,15 +140,15 @@ def parse_modality_token_ids(
     for name, value in mapping.items():
         if name not in MODALITY_NAMES[1:]:
             raise ValueError(f"{field}: unknown modality {name!r}; allowed are {allowed}")
-        many = isinstance(value, Iterable) and not isinstance(value, str)
-        ids = tuple(value) if many else (value,)  # type: ignore[arg-type]
-        for i in ids:
+        ids: list[int] = []
+        for i in value if isinstance(value, Iterable) and not isinstance(value, str) else (value,):
             if isinstance(i, bool) or not isinstance(i, int):
                 raise TypeError(f"{field}[{name!r}] must be integers >= 0; got {value!r}")
             if i < 0:
                 raise ValueError(f"{field}[{name!r}] must be token ids >= 0; got {i}")
             if owner.setdefault(i, name) != name:
                 raise ValueError(f"{field}: id {i} is given to both {owner[i]!r} and {name!r}")
+            ids.append(i)
         if not ids:
             raise ValueError(f"{field}[{name!r}] has no token id")
         parsed[name] = tuple(dict.fromkeys(ids))

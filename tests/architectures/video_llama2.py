@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from tests.architectures.inputs import LENGTHS, TYPES, Sample, tokens, with_inputs
+from tests.architectures.inputs import LENGTHS, PADDING, TYPES, Sample, tokens, with_inputs
 
 VIDEO_FEATURES, AUDIO_FEATURES = 12, 8
 
@@ -76,7 +76,7 @@ class VideoLlama2StyleModel(Qwen2ForCausalLM):
             padding = int((mask == 0).sum())
             video, audio = batch["video"].shape[1], batch["audio"].shape[1]
             counts = torch.tensor([padding, video, audio, len(mask) - padding])
-            kinds = torch.tensor([TYPES["text"], TYPES["video"], TYPES["audio"], TYPES["text"]])
+            kinds = torch.tensor([PADDING, TYPES["video"], TYPES["audio"], TYPES["text"]])
             rows.append(kinds.repeat_interleave(counts))
         return torch.stack(rows)
 
