@@ -151,11 +151,12 @@ def round_to_budget(
     rounded = {name: pruned_columns(shapes[name][1], value) for name, value in sparsities.items()}
     # Weights still to prune (positive) or to give back (negative).
     missing = math.fsum((exact[name] - rounded[name]) * shapes[name][0] for name in exact)
-    for name in sorted(exact, key=lambda name: -abs(exact[name] - rounded[name])):
-        rest = exact[name] - rounded[name]
+    # Importance is only known to the rounding of fp32. Thousandths of a column and half a weight
+    # keep its last bits from deciding which of two equal Linears moves.
+    rest = {name: round(exact[name] - rounded[name], 3) for name in exact}
+    for name in sorted(exact, key=lambda name: -abs(rest[name])):
         rows = shapes[name][0]
-        step = 1 if rest > 1e-9 else -1 if rest < -1e-9 else 0
-        # By half a weight at least: a tie must not be decided by the last bit of an importance.
+        step = (rest[name] > 0) - (rest[name] < 0)
         if step and abs(missing - step * rows) < abs(missing) - 0.5:
             rounded[name] += step
             missing -= step * rows
@@ -169,8 +170,10 @@ def _fill(
     least = {name: count * (1.0 - max_sparsity) for name, count in numel.items()}
     room = {name: numel[name] - least[name] for name in numel}
     missing = math.fsum(numel.values()) * (1.0 - sparsity) - math.fsum(least.values())
-    largest = max(scores.values()) or 1.0  # only ratios count; keeps the sums below in range
+    # Only ratios count. Scores from 1 to 1e-30 keep the sums in range; smaller ones count as 0.
+    largest = max(scores.values()) or 1.0
     scores = {name: scores[name] / largest for name in numel}
+    scores = {name: score if score > 1e-30 else 0.0 for name, score in scores.items()}
     added = dict.fromkeys(numel, 0.0)
     # In this order Linears fill up as the level rises.
     scored = sorted((n for n in numel if scores[n] > 0), key=lambda n: room[n] / scores[n])

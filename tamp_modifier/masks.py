@@ -38,7 +38,8 @@ def parse_mask_structure(mask_structure: str) -> tuple[int, int]:
 
 def pruned_columns(columns: int, sparsity: float) -> int:
     """How many of `columns` weights of a row are pruned: the nearest number, halves rounded up."""
-    return math.floor(columns * sparsity + 0.5)
+    # 100 * 0.285 is 28.499999999999996: take that for the half that it means.
+    return math.floor(round(columns * sparsity, 6) + 0.5)
 
 
 @torch.no_grad()
