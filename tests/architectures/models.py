@@ -6,12 +6,14 @@ key/value heads).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import transformers as tf
+from llmcompressor.utils.helpers import calibration_forward_context
 from transformers.models.qwen2_5_omni.configuration_qwen2_5_omni import Qwen2_5OmniThinkerConfig
 
 from tests.architectures.inputs import (
@@ -131,6 +133,13 @@ def build(name: str, padded: bool = False) -> tuple[torch.nn.Module, list[Batch]
         user_token_types=tiny.user_token_types,
     )
     return model, [inputs for inputs, _ in batches], expected
+
+
+@contextmanager
+def eager(model: torch.nn.Module) -> Iterator[None]:
+    """Runs the model as llm-compressor does during calibration: eager attention, no gradients."""
+    with torch.no_grad(), calibration_forward_context(model):
+        yield
 
 
 def _one_picture(count: int = 16, **extra: Any) -> list[Sample]:
