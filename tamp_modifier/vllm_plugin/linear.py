@@ -1,0 +1,130 @@
+"""The Linear methods: how a layer's weight is kept and multiplied."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from vllm.logger import init_logger
+from vllm.model_executor.layers.linear import (
+    LinearMethodBase,
+    register_weight_loader_v2_supported_method,
+)
+
+from tamp_modifier import sparse
+from tamp_modifier.vllm_plugin.loading import DeferredWeight, release_memory
+
+logger = init_logger(__name__)
+
+# vLLM sets and reads attributes of its layers freely, so they are `Any` to the type checker.
+
+# Below this a packed weight saves too little to pay for expanding it at large batch sizes.
+MIN_SPARSITY = 0.2
+
+
+def keep_packed(layer: Any, packed: sparse.PackedWeight) -> None:
+    """Put a packed weight into `layer` in place of its dense one.
+
+    Plain parameters, so that torch.compile sees them as inputs of the graph. What remains of
+    ``weight`` is empty, as vLLM's own CPU path leaves it: some models read its dtype.
+    """
+    for name in ("mask", "values", "offsets"):
+        tensor = nn.Parameter(getattr(packed, name), requires_grad=False)
+        layer.register_parameter(f"weight_{name}", tensor)
+    layer.sparse_shape = packed.shape
+    empty = torch.empty(0, dtype=packed.dtype, device=packed.device)
+    layer.weight = nn.Parameter(empty, requires_grad=False)
+
+
+def check_kept(name: str, kept: int, expected: int | None, whole: bool) -> None:
+    """Compare the non-zero weights of a Linear with the number that config.json lists.
+
+    Args:
+        name: the layer's name.
+        kept: non-zero weights found.
+        expected: the number listed, None if the marker lists none for this layer.
+        whole: False where a rank holds a slice, or the dtype changed and may have rounded to zero.
+
+    Raises:
+        ValueError: they differ.
+    """
+    if expected is None or kept == expected or (kept < expected and not whole):
+        return
+    raise ValueError(
+        f"{name}: the weight has {kept} non-zero values, config.json says {expected}; the mask was "
+        "changed after pruning (remove `linears` from compression_config to serve it as it is)"
+    )
+
+
+@register_weight_loader_v2_supported_method
+class SparseLinearMethod(LinearMethodBase):
+    """Packs the weight of a Linear as soon as it is loaded and multiplies with the packed weight.
+
+    A weight with less than `MIN_SPARSITY` zeros stays dense and goes back to vLLM's own method.
+
+    Args:
+        dense: vLLM's method for the same Linear without sparsity.
+        name: the layer's name, for messages.
+        expected: non-zero weights of the Linear according to config.json, None if not listed.
+    """
+
+    # The weight is no parameter that a checkpoint could fill: vLLM's own check must skip it.
+    uses_meta_device = True
+
+    def __init__(self, dense: LinearMethodBase, name: str, expected: int | None = None) -> None:
+        self.dense = dense
+        self.name = name
+        self.expected = expected
+
+    def create_weights(
+        self,
+        layer: Any,
+        input_size_per_partition: int,
+        output_partition_sizes: list[int],
+        input_size: int,
+        output_size: int,
+        params_dtype: torch.dtype,
+        **extra_weight_attrs,
+    ) -> None:
+        """Create the parameters; the weight takes no memory until it is loaded."""
+        self.dense.create_weights(
+            layer,
+            input_size_per_partition=input_size_per_partition,
+            output_partition_sizes=output_partition_sizes,
+            input_size=input_size,
+            output_size=output_size,
+            params_dtype=params_dtype,
+            **extra_weight_attrs,
+        )
+        self.sliced = (
+            input_size_per_partition != input_size or sum(output_partition_sizes) != output_size
+        )
+        self.deferred = DeferredWeight(layer, self.name, lambda weight: self._pack(layer, weight))
+
+    def _pack(self, layer: Any, weight: Tensor) -> None:
+        packed = sparse.pack(weight)
+        check_kept(self.name, packed.kept, self.expected, whole=not self.sliced)
+        if packed.sparsity < MIN_SPARSITY:
+            logger.info("%s has %.0f %% zeros and stays dense", self.name, 100 * packed.sparsity)
+            layer.weight = nn.Parameter(weight, requires_grad=False)
+            layer.quant_method = self.dense
+        else:
+            keep_packed(layer, packed)
+        del weight
+        release_memory()
+
+    def process_weights_after_loading(self, layer: Any) -> None:
+        """Check that the whole weight came; the packing is done by then."""
+        self.deferred.require_complete()
+
+    def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """``x [..., in] -> [..., out]``."""
+        return torch.ops.tamp_modifier.sparse_linear(
+            x,
+            layer.weight_mask,
+            layer.weight_values,
+            layer.weight_offsets,
+            layer.sparse_shape[0],
+            bias,
+        )

@@ -1,0 +1,147 @@
+"""Starts vLLM in processes of their own, with limits on time."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+RUNNER = Path(__file__).parent / "runner.py"
+
+
+def environment(plugin: bool) -> dict[str, str]:
+    """Environment of a vLLM process, with or without the plugin."""
+    changes = {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",  # apply_model takes a function
+        "VLLM_HOST_IP": "127.0.0.1",
+    }
+    environ = os.environ | changes
+    if not plugin:
+        environ["VLLM_PLUGINS"] = ""
+    return environ
+
+
+def run_jobs(
+    jobs: list[dict[str, Any]], folder: Path, plugin: bool = True, limit: float = 240
+) -> list[dict[str, Any]]:
+    """Run `jobs` (see runner.py) one after the other in one process.
+
+    Raises:
+        RuntimeError: the process died or took longer than `limit` seconds; with the end of its log.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    results = folder / "results.json"
+    command = [sys.executable, str(RUNNER), str(folder / "jobs.json"), str(results)]
+    with open(folder / "log.txt", "w") as log:
+        process = subprocess.Popen(
+            command,
+            env=environment(plugin),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(limit)
+        _end(process)
+    found = json.loads(results.read_text()) if results.exists() else []
+    if len(found) != len(jobs):
+        tail = (folder / "log.txt").read_text()[-3000:]
+        raise RuntimeError(
+            f"{len(found)} of {len(jobs)} jobs ran, exit {process.returncode}\n{tail}"
+        )
+    return found
+
+
+def _end(process: subprocess.Popen[Any]) -> None:
+    """End a process and its children, all in one session of their own."""
+    for sent, seconds in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, sent)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+            if sent == signal.SIGKILL:
+                return
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Server:
+    """Client of a running OpenAI-compatible server."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def chat(self, text: str, picture: Path | None = None, **options: Any) -> dict[str, Any]:
+        """One chat completion at temperature 0, with logprobs."""
+        content: list[dict[str, Any]] = []
+        if picture is not None:
+            data = base64.b64encode(picture.read_bytes()).decode()
+            content.append(
+                {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+            )
+        content.append({"type": "text", "text": text})
+        body = {
+            "model": "pruned",
+            "messages": [{"role": "user", "content": content}],
+            "temperature": 0,
+            "logprobs": True,
+        } | options
+        request = urllib.request.Request(
+            f"{self.url}/v1/chat/completions",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return json.load(response)["choices"][0]
+
+
+@contextlib.contextmanager
+def serve(model: Path, folder: Path, limit: float = 180) -> Iterator[Server]:
+    """The command of the documentation on a free port of 127.0.0.1, ended afterwards."""
+    folder.mkdir(parents=True, exist_ok=True)
+    port = _free_port()
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    command += ["--model", str(model), "--served-model-name", "pruned"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "bfloat16"]
+    command += ["--max-model-len", "256", "--max-num-seqs", "4", "--enforce-eager"]
+    command += ["--kv-cache-memory-bytes", "64M"]
+    environ = environment(plugin=True)
+    del environ["VLLM_ENABLE_V1_MULTIPROCESSING"]  # as users run it: the engine in a child
+    log = folder / "server.txt"
+    with open(log, "w") as output:
+        process = subprocess.Popen(
+            command, env=environ, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        server = Server(f"http://127.0.0.1:{port}")
+        end = time.monotonic() + limit
+        while True:
+            if process.poll() is not None or time.monotonic() > end:
+                raise RuntimeError(f"the server did not start\n{log.read_text()[-3000:]}")
+            with contextlib.suppress(urllib.error.URLError, ConnectionError):
+                urllib.request.urlopen(f"{server.url}/health", timeout=5).close()
+                break
+            time.sleep(0.5)
+        yield server
+    finally:
+        _end(process)

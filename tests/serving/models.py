@@ -1,0 +1,264 @@
+"""Small models for the serving tests, built on the fly: pruned by magnitude, saved, quantized."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tamp_modifier.demo.processing import IMAGE, build_processor, build_tokenizer
+from tamp_modifier.sparse.serialization import CONFIG_KEY, config_marker
+
+WEIGHTS = "model.safetensors"
+SPARSITIES = (0.5, 0.6, 0.7)
+
+
+def text_config(**changes: Any) -> dict[str, Any]:
+    """Fields of a small Llama."""
+    tokenizer = build_tokenizer()
+    fields = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 128,
+        "intermediate_size": 320,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.15,  # the default of 0.02 gives flat distributions: ties everywhere
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "tie_word_embeddings": False,
+    }
+    return fields | changes
+
+
+def prune(model: nn.Module, skip: Iterable[str] = ("lm_head", "vision", "projector")) -> None:
+    """Prune every Linear by magnitude, to sparsities that differ from Linear to Linear."""
+    linears = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not any(part in name for part in skip)
+    ]
+    for index, (_, module) in enumerate(linears):
+        weight = module.weight.data
+        rank = int(SPARSITIES[index % len(SPARSITIES)] * weight.numel())
+        weight[weight.abs() <= weight.abs().float().flatten().kthvalue(rank).values] = 0
+
+
+def save(model: nn.Module, folder: Path, mark_it: bool = True) -> Path:
+    """Save model and tokenizer (or processor) as a user would have them."""
+    model.to(torch.bfloat16).save_pretrained(folder)
+    multimodal = hasattr(model.config, "vision_config")
+    (build_processor() if multimodal else build_tokenizer()).save_pretrained(folder)
+    if mark_it:
+        mark(folder)
+    return folder
+
+
+def edit_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Apply `change` to the dict in a folder's config.json."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    change(config)
+    path.write_text(json.dumps(config, indent=2))
+
+
+def read(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder with one file."""
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def write(folder: Path, tensors: dict[str, Tensor]) -> None:
+    """Replace the tensors of a folder."""
+    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / WEIGHTS, {"format": "pt"})
+
+
+def mark(folder: Path) -> None:
+    """Write the marker of a dense-with-zeros checkpoint."""
+    tensors = read(folder)
+    linears = {
+        name.removesuffix(".weight"): int(tensor.float().count_nonzero())
+        for name, tensor in tensors.items()
+        if tensor.dim() == 2 and (tensor == 0).float().mean() > 0.2
+    }
+    marker = config_marker("dense", linears) | {"tensors": len(tensors)}
+    edit_config(folder, lambda config: config.update({CONFIG_KEY: marker}))
+
+
+def llama(folder: Path, **changes: Any) -> Path:
+    """A Llama with fused qkv and gate_up in vLLM, grouped-query attention."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**text_config(**changes)))
+    prune(model)
+    return save(model, folder)
+
+
+def qwen(folder: Path) -> Path:
+    """A Qwen2: biases on q, k and v, tied embeddings, odd sizes."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(1)
+    fields = text_config(intermediate_size=300, tie_word_embeddings=True)
+    model = Qwen2ForCausalLM(Qwen2Config(**fields))
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(parameter, std=0.1)
+    prune(model)
+    return save(model, folder)
+
+
+def llava(folder: Path) -> Path:
+    """A LLaVA with the processor of the model in the box."""
+    from transformers import (
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        SiglipVisionConfig,
+    )
+
+    torch.manual_seed(2)
+    vision = SiglipVisionConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=96,
+        patch_size=8,
+        vision_use_head=False,
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=LlamaConfig(**text_config()),
+        image_token_index=build_tokenizer().convert_tokens_to_ids(IMAGE),
+        vision_feature_select_strategy="full",
+        vision_feature_layer=-1,
+    )
+    model = LlavaForConditionalGeneration(config)
+    prune(model)
+    save(model, folder, mark_it=False)
+    # What is born in transformers 5 is saved without `vision_model`, a name that vLLM does not know;
+    # models from the hub have it, and keep it when they are loaded and saved.
+    old, new = "vision_tower.", "vision_tower.vision_model."
+    write(folder, {name.replace(old, new): tensor for name, tensor in read(folder).items()})
+    mark(folder)
+    return folder
+
+
+# -- quantized and sparse, as llm-compressor writes it ---------------------------------------------
+
+
+def _arguments(bits: int, kind: str, strategy: str, **more: Any) -> dict[str, Any]:
+    return {"num_bits": bits, "type": kind, "strategy": strategy, "symmetric": True} | more
+
+
+def _quantize(
+    source: Path,
+    folder: Path,
+    fmt: str,
+    group: dict[str, Any],
+    convert: Callable[[str, Tensor], dict[str, Tensor]],
+) -> Path:
+    """Copy a pruned checkpoint with its Linears quantized by `convert`."""
+    folder.mkdir()
+    for path in source.iterdir():
+        if path.name != WEIGHTS:
+            (folder / path.name).write_bytes(path.read_bytes())
+    marker = json.loads((source / "config.json").read_text())[CONFIG_KEY]
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in read(source).items():
+        module = name.removesuffix(".weight")
+        if module in marker["linears"]:
+            tensors |= convert(module, tensor.float())
+        else:
+            tensors[name] = tensor
+    write(folder, tensors)
+    linears = {
+        name: int(tensors[f"{name}.weight"].float().count_nonzero())
+        for name in marker["linears"]
+        if f"{name}.weight" in tensors
+    }
+    marker = config_marker("dense", linears or None) | {"tensors": len(tensors)}
+    quantization = {
+        "quant_method": "compressed-tensors",
+        "format": fmt,
+        "quantization_status": "compressed",
+        "ignore": ["lm_head"],
+        "config_groups": {"group_0": {"targets": ["Linear"], **group}},
+    }
+    change = {"quantization_config": quantization, CONFIG_KEY: marker}
+    edit_config(folder, lambda config: config.update(change))
+    return folder
+
+
+def _scale(weight: Tensor, limit: float) -> Tensor:
+    return weight.abs().amax(dim=1, keepdim=True).clamp_min(1e-8) / limit
+
+
+def fp8(source: Path, folder: Path, strategy: str = "channel") -> Path:
+    """FP8 weights per channel or tensor, activations per token.
+
+    "repeated" has the scale of the tensor for every channel: the numbers of "tensor" in the form of
+    "channel", which stock vLLM serves on CPU while it does not serve "tensor".
+    """
+
+    def convert(module: str, weight: Tensor) -> dict[str, Tensor]:
+        scale = _scale(weight, 448.0)
+        if strategy == "tensor":
+            scale = scale.max().reshape(1)
+        elif strategy == "repeated":
+            scale = scale.max().expand_as(scale)
+        quantized = (weight / scale).clamp(-448, 448).to(torch.float8_e4m3fn)
+        return {f"{module}.weight": quantized, f"{module}.weight_scale": scale.float()}
+
+    group = {
+        "weights": _arguments(8, "float", strategy.replace("repeated", "channel"), dynamic=False),
+        "input_activations": _arguments(8, "float", "token", dynamic=True),
+    }
+    return _quantize(source, folder, "float-quantized", group, convert)
+
+
+def int8(source: Path, folder: Path) -> Path:
+    """INT8 weights per channel, activations per token."""
+
+    def convert(module: str, weight: Tensor) -> dict[str, Tensor]:
+        scale = _scale(weight, 127.0)
+        quantized = (weight / scale).round().clamp(-127, 127).to(torch.int8)
+        return {f"{module}.weight": quantized, f"{module}.weight_scale": scale.float()}
+
+    group = {
+        "weights": _arguments(8, "int", "channel", dynamic=False),
+        "input_activations": _arguments(8, "int", "token", dynamic=True),
+    }
+    return _quantize(source, folder, "int-quantized", group, convert)
+
+
+def int4(source: Path, folder: Path) -> Path:
+    """INT4 weights in groups of 32, 16-bit activations."""
+
+    def convert(module: str, weight: Tensor) -> dict[str, Tensor]:
+        rows, columns = weight.shape
+        grouped = weight.reshape(rows, columns // 32, 32)
+        scale = grouped.abs().amax(-1, keepdim=True).clamp_min(1e-8) / 7
+        quantized = (grouped / scale).round().clamp(-8, 7).to(torch.int8).reshape(rows, columns)
+        return {
+            f"{module}.weight_packed": pack_to_int32(quantized, 4),
+            f"{module}.weight_scale": scale.squeeze(-1).bfloat16(),
+            f"{module}.weight_shape": torch.tensor([rows, columns]),
+        }
+
+    group = {
+        "weights": _arguments(4, "int", "group", group_size=32, dynamic=False),
+        "input_activations": None,
+    }
+    return _quantize(source, folder, "pack-quantized", group, convert)

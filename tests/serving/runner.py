@@ -1,0 +1,135 @@
+"""Runs vLLM in a process of its own: ``python runner.py JOBS RESULTS``.
+
+JOBS is a JSON list, one entry an engine: ``{"model": DIR, "options": {...}, "prompts": [...]}``. A
+prompt is text or ``{"text": ..., "picture": PATH}``. RESULTS gets, for each job, the generated
+tokens and logprobs, how each Linear keeps its weight and the memory of loading, or the error.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+SMALL = {
+    "dtype": "bfloat16",
+    "max_model_len": 256,
+    "max_num_seqs": 4,
+    "kv_cache_memory_bytes": 64 << 20,
+    "enforce_eager": True,
+    "disable_log_stats": True,
+}
+
+
+def anonymous_bytes() -> int:
+    """Resident memory of this process without mapped files, such as the checkpoint's."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("/proc/self/status has no RssAnon")
+
+
+class LoadingMemory(logging.Handler):
+    """Measures memory while vLLM loads weights; its log tells when that begins and ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = self.peak = self.after = 0
+        self._running = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Start at the built model, stop at the loaded one."""
+        message = record.getMessage()
+        if message.startswith("Initializing model took"):
+            self.before = self.peak = anonymous_bytes()
+            self._running = True
+            threading.Thread(target=self._watch, daemon=True).start()
+        elif message.startswith("Loading weights took"):
+            self._running = False
+            self.after = anonymous_bytes()
+
+    def _watch(self) -> None:
+        while self._running:
+            self.peak = max(self.peak, anonymous_bytes())
+            time.sleep(0.001)
+
+
+def weight_report(model: Any) -> dict[str, Any]:
+    """How each Linear keeps its weight: method and bytes."""
+    from vllm.model_executor.layers.linear import LinearBase
+
+    linears = {}
+    for name, module in model.named_modules():
+        if isinstance(module, LinearBase):
+            size = sum(p.nbytes for key, p in module.named_parameters() if "weight" in key)
+            linears[name] = [type(module.quant_method).__name__, size]
+    return linears
+
+
+def run(job: dict[str, Any]) -> dict[str, Any]:
+    """Build one engine and generate."""
+    from PIL import Image
+    from vllm import LLM, SamplingParams
+
+    memory = LoadingMemory()
+    logging.getLogger("vllm").addHandler(memory)
+    try:
+        llm = LLM(model=job["model"], **(SMALL | job.get("options", {})))
+    finally:
+        logging.getLogger("vllm").removeHandler(memory)
+    result: dict[str, Any] = {
+        "quantization": llm.llm_engine.model_config.quantization,
+        "peak": memory.peak - memory.before,
+        "kept": memory.after - memory.before,
+    }
+    if "tensor_parallel_size" not in job.get("options", {}):
+        result["linears"] = llm.apply_model(weight_report)[0]
+    prompts: list[Any] = []
+    for prompt in job["prompts"]:
+        if isinstance(prompt, str):
+            prompts.append(prompt)
+        else:
+            picture = Image.open(prompt["picture"]).convert("RGB")
+            prompts.append({"prompt": prompt["text"], "multi_modal_data": {"image": picture}})
+    sampling = SamplingParams(temperature=0, max_tokens=job.get("max_tokens", 8), logprobs=2)
+    result["outputs"] = [
+        {
+            "tokens": list(output.outputs[0].token_ids),
+            "text": output.outputs[0].text,
+            "logprobs": [
+                sorted((entry.logprob for entry in step.values()), reverse=True)
+                for step in output.outputs[0].logprobs
+            ],
+        }
+        for output in llm.generate(prompts, sampling, use_tqdm=False)
+    ]
+    return result
+
+
+def main() -> None:
+    """Run all jobs; results are written after each one, so that a hang at exit loses nothing."""
+    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+    jobs, path = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+    results: list[dict[str, Any]] = []
+    for job in jobs:
+        try:
+            results.append(run(job))
+        except Exception as error:
+            traceback.print_exc()
+            results.append({"error": f"{type(error).__name__}: {error}"})
+        path.write_text(json.dumps(results))
+        cleanup_dist_env_and_memory()
+        gc.collect()
+    os._exit(0)  # one run in ten hung in vLLM's own clean-up
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""The plugin answers as stock vLLM does with the same weights, from less memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.serving.harness import run_jobs
+
+Answers = dict[str, dict[str, Any]]
+
+DENSE_ON_DISK = ["llama", "qwen", "llava", "fp8", "int8", "int4"]
+PACKED = ["llama", "qwen", "llava", "fp8"]
+LOGPROB_NOISE = 0.03  # bf16 has 8 bits; the logprobs here are between 0 and -5
+
+
+def assert_same(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    """Same tokens, and logprobs that differ by rounding only."""
+    assert "error" not in ours, ours["error"]
+    assert "error" not in theirs, theirs["error"]
+    for mine, other in zip(ours["outputs"], theirs["outputs"], strict=True):
+        assert mine["tokens"] == other["tokens"]
+        for got, expected in zip(mine["logprobs"], other["logprobs"], strict=True):
+            assert got == pytest.approx(expected, abs=LOGPROB_NOISE)
+
+
+def kept_dense(answer: dict[str, Any]) -> list[str]:
+    """Names of the language model's Linears that are not served by one of our methods."""
+    return [
+        name
+        for name, (method, _) in answer["linears"].items()
+        if not method.startswith("Sparse") and "vision" not in name and "projector" not in name
+    ]
+
+
+def test_stock_vllm_serves_marked_checkpoints_dense(stock: Answers) -> None:
+    assert stock["llama"]["quantization"] is None
+    assert stock["fp8"]["quantization"] == "compressed-tensors"
+    assert not any(
+        method.startswith("Sparse")
+        for answer in stock.values()
+        for method, _ in answer["linears"].values()
+    )
+
+
+@pytest.mark.parametrize("name", DENSE_ON_DISK)
+def test_same_answers_as_stock(name: str, stock: Answers, served: Answers) -> None:
+    assert served[name]["quantization"] == "tamp_sparse"
+    assert_same(served[name], stock[name])
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_same_answers_from_a_packed_checkpoint(name: str, served: Answers) -> None:
+    packed, dense = served[f"{name}-packed"], served[name]
+    assert_same(packed, dense)
+    assert packed["linears"] == dense["linears"]
+
+
+def test_fp8_with_one_scale_per_tensor(stock: Answers, served: Answers) -> None:
+    assert_same(served["fp8-tensor"], stock["fp8-repeated"])
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen", "llava", "fp8", "fp8-tensor", "int8"])
+def test_every_pruned_linear_is_kept_packed(name: str, served: Answers) -> None:
+    assert kept_dense(served[name]) == []
+
+
+def test_int4_stays_with_the_stock_kernel(stock: Answers, served: Answers) -> None:
+    assert served["int4"]["linears"] == stock["int4"]["linears"]
+
+
+def test_a_picture_changes_the_answer(served: Answers) -> None:
+    tokens = [output["tokens"] for output in served["llava"]["outputs"]]
+    assert tokens[0] != tokens[2]  # the same question without and with a picture
+
+
+def test_two_ranks_answer_like_one(
+    checkpoints: dict[str, Path], served: Answers, work: Path
+) -> None:
+    from tests.serving.conftest import TEXTS
+
+    jobs = [
+        {
+            "model": str(checkpoints[name]),
+            "prompts": TEXTS,
+            "options": {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"},
+        }
+        for name in ("llama-packed",)
+    ]
+    (answer,) = run_jobs(jobs, work / "ranks")
+    assert answer["quantization"] == "tamp_sparse"
+    assert_same(answer, served["llama"])
+
+
+def test_compiled_model_answers_like_the_eager_one(
+    checkpoints: dict[str, Path], served: Answers, work: Path
+) -> None:
+    from tests.serving.conftest import TEXTS
+
+    jobs = [
+        {
+            "model": str(checkpoints[name]),
+            "prompts": TEXTS,
+            "options": {"enforce_eager": False},
+        }
+        for name in ("llama", "fp8")
+    ]
+    for name, answer in zip(("llama", "fp8"), run_jobs(jobs, work / "compiled"), strict=True):
+        assert_same(answer, served[name])
