@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from llmcompressor.modeling.moe.context import get_calibrate_all_experts_flag
+from llmcompressor.modeling.moe.linear_experts import LinearExperts2D
 from torch import nn
 
 from tamp_modifier.attention import (
@@ -84,7 +85,7 @@ class Observer:
         self._consume = consume
         self._needs_attention = needs_attention
         self._matched: dict[int, TokenBatch] = {}
-        self._routing: dict[str, torch.Tensor] = {}
+        self._routing: dict[str, Callable[[int], torch.Tensor]] = {}
         self._attention: dict[str, list[torch.Tensor]] = {}
         self._waiting: dict[str, list[Activations]] = defaultdict(list)
 
@@ -177,7 +178,7 @@ class Observer:
         if weights is None:
             return
         types = self._batch().types
-        _check_length(layer, weights.shape[-1], types)
+        _check_length(layer, weights.shape[-1], types.shape[1], types)
         self._attention[layer] = last_token_attention(weights, (types >= 0).to(weights.device))
         for activations in self._waiting.pop(layer, []):
             self._emit(activations, self._attention[layer])
@@ -190,76 +191,80 @@ class Observer:
         self._attention.pop(layer, None)
 
     def _on_experts(
-        self, experts: str, _module: nn.Module, args: tuple, kwargs: dict[str, Any]
+        self, experts: str, module: LinearExperts2D, args: tuple, kwargs: dict[str, Any]
     ) -> None:
-        # forward(hidden_states, top_k_index, top_k_weights)
-        top_k_index = args[1] if len(args) > 1 else kwargs["top_k_index"]
-        self._routing[experts] = top_k_index.detach().reshape(-1, top_k_index.shape[-1])
+        """Notes which tokens each expert gets, in the order in which it sees them."""
+        top_k_index = args[1] if len(args) > 1 else kwargs.get("top_k_index")
+        if top_k_index is not None:
+            slots = top_k_index.detach().reshape(-1, top_k_index.shape[-1]).T
+            self._routing[experts] = lambda expert: slots.eq(expert).nonzero()[:, 1]
+        else:
+            # Llama 4 hands over all tokens once an expert, those not routed to it as zeros.
+            rows = args[0].detach().unflatten(0, (module.num_experts, -1)).abs().amax(-1)
+            self._routing[experts] = lambda expert: rows[expert].nonzero()[:, 0]
 
     def _per_sample(
         self, target: Target, inputs: torch.Tensor, outputs: torch.Tensor
     ) -> Iterator[Activations]:
         batch = self._batch()
-        size, length = batch.types.shape
-        rows = inputs.shape[:-1].numel()
         if target.layer is None:
-            yield from self._outside_decoder(target, batch, inputs, outputs)
-            return
-        positions = None
-        routed = True
-        if target.experts is not None:
-            positions, inputs, outputs, routed = self._routed_rows(
-                target, inputs, outputs, size * length
-            )
-        elif rows != size * length:
-            _check_length(target.name, rows, batch.types)
-        if positions is None:
-            inputs = inputs.reshape(size, length, -1)
-            outputs = outputs.reshape(size, length, -1)
-            for number, (real, types) in enumerate(batch.samples(inputs.device)):
-                x, o = inputs[number], outputs[number]
-                if real is not None:
-                    x, o = x[real], o[real]
-                yield Activations(target, batch.first_sample + number, x, o, types, routed=routed)
-            return
-        # Index of every position among its sample's real tokens; padding is left out.
-        flat = batch.types.reshape(-1).to(inputs.device)
-        order = (batch.types >= 0).cumsum(dim=1).sub(1).reshape(-1).to(inputs.device)
-        for number in range(size):
-            mine = (positions // length == number) & (flat[positions] >= 0)
-            if not bool(mine.any()):
-                continue
-            at = positions[mine]
-            yield Activations(
-                target,
-                batch.first_sample + number,
-                inputs[mine],
-                outputs[mine],
-                flat[at],
-                None,
-                order[at],
-            )
-
-    def _routed_rows(
-        self, target: Target, inputs: torch.Tensor, outputs: torch.Tensor, tokens: int
-    ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor, bool]:
-        """The rows of the tokens routed to an expert, in order, and their places in the batch."""
-        top_k_index = self._routing[target.experts]  # type: ignore[index]
+            return self._outside_decoder(target, batch, inputs, outputs)
         inputs, outputs = inputs.flatten(0, -2), outputs.flatten(0, -2)
-        # The linearised experts look their tokens up in this order.
-        positions = top_k_index.T.eq(target.expert).nonzero()[:, 1]  # type: ignore[arg-type]
-        if get_calibrate_all_experts_flag() and inputs.shape[0] == tokens:
-            if positions.numel() == 0:
-                return None, inputs, outputs, False
-            positions = positions.sort().values
-            return positions, inputs[positions], outputs[positions], True
-        if inputs.shape[0] != positions.numel():
+        if target.experts is None:
+            _check_length(target.name, inputs.shape[0], batch.types.numel(), batch.types)
+            return self._all_tokens(target, batch, inputs, outputs)
+        return self._routed_tokens(target, batch, inputs, outputs)
+
+    @staticmethod
+    def _all_tokens(
+        target: Target,
+        batch: TokenBatch,
+        inputs: torch.Tensor,
+        outputs: torch.Tensor,
+        routed: bool = True,
+    ) -> Iterator[Activations]:
+        inputs = inputs.unflatten(0, batch.types.shape)
+        outputs = outputs.unflatten(0, batch.types.shape)
+        for number, (real, types) in enumerate(batch.samples(inputs.device)):
+            x, o = inputs[number], outputs[number]
+            if real is not None:
+                x, o = x[real], o[real]
+            yield Activations(target, batch.first_sample + number, x, o, types, routed=routed)
+
+    def _routed_tokens(
+        self, target: Target, batch: TokenBatch, inputs: torch.Tensor, outputs: torch.Tensor
+    ) -> Iterator[Activations]:
+        """The tokens routed to an expert, or all of them if none is and it sees all."""
+        assert target.experts is not None and target.expert is not None
+        positions = self._routing[target.experts](target.expert)
+        count, tokens = inputs.shape[0], batch.types.numel()
+        # Llama 4 hands every expert all tokens, or all tokens of all experts.
+        sees_all = count % tokens == 0 and (
+            get_calibrate_all_experts_flag() or count != positions.numel()
+        )
+        if sees_all and count > tokens:
+            first = target.expert * tokens
+            inputs, outputs = inputs[first : first + tokens], outputs[first : first + tokens]
+        elif not sees_all and count != positions.numel():
             raise RuntimeError(
-                f"{target.name} saw {inputs.shape[0]} tokens, but {positions.numel()} were routed "
-                "to it"
+                f"{target.name} saw {count} tokens, but {positions.numel()} were routed to it"
             )
-        positions, order = positions.sort()
-        return positions, inputs[order], outputs[order], True
+        types = batch.types.flatten().to(inputs.device)
+        rows = positions if sees_all else torch.arange(len(positions), device=positions.device)
+        real = types[positions] >= 0
+        positions, order = positions[real].sort()
+        rows = rows[real][order]
+        if sees_all and positions.numel() == 0 and bool(inputs.any()):
+            yield from self._all_tokens(target, batch, inputs, outputs, routed=False)
+        # Index of every position among the real tokens of its sample.
+        index = (batch.types >= 0).cumsum(dim=1).sub(1).flatten().to(inputs.device)
+        sample = positions // batch.types.shape[1]
+        for number in sample.unique().tolist():
+            mine = sample == number
+            at, x, o = positions[mine], inputs[rows[mine]], outputs[rows[mine]]
+            yield Activations(
+                target, batch.first_sample + number, x, o, types[at], tokens=index[at]
+            )
 
     @staticmethod
     def _outside_decoder(
@@ -276,8 +281,8 @@ class Observer:
             yield Activations(target, batch.first_sample + number, x, o, types)
 
 
-def _check_length(name: str, rows: int, types: torch.Tensor) -> None:
-    if rows not in (types.shape[1], types.numel()):
+def _check_length(name: str, rows: int, expected: int, types: torch.Tensor) -> None:
+    if rows != expected:
         raise RuntimeError(
             f"{name} saw {rows} tokens, but the batch has token types for {list(types.shape)}. "
             "Where the decoder's sequence is not input_ids, give token_types_fn, which tells the "
