@@ -1,9 +1,9 @@
 """The sparse weight format: a bitmask and the packed non-zeros, in tiles of 4 rows x 32 columns.
 
-A weight ``[out, in]`` is cut into blocks of 4 rows and each block into tiles of 32 columns; the last
-block and tile are padded with zeros. A tile stores 4 mask words, one a row, bit ``c`` set where column
-``32 * tile + c`` is kept. The kept values follow each other in the order block, tile, row, column, so
-that a kernel which walks a block reads one sequential stream.
+A weight ``[out, in]`` is cut into blocks of 4 rows and each block into tiles of 32 columns; the
+last block and tile are padded with zeros. A tile stores 4 mask words, one a row, bit ``c`` set
+where column ``32 * tile + c`` is kept. The kept values follow each other in the order block, tile,
+row, column, so that a kernel which walks a block reads one sequential stream.
 
 At 50 % a 16-bit weight takes 9 bits: 8 of values and 1 of mask.
 """
@@ -53,7 +53,7 @@ class PackedWeight:
     Attributes:
         mask: int32 ``[blocks, tiles, 4]``, one bit a weight, 1 = kept.
         values: ``[kept + padding]`` in the weight's dtype; the padding is 64 bytes of zeros.
-        offsets: int64 ``[blocks + 1]``, where each block's values begin; the last entry is their number.
+        offsets: int64 ``[blocks + 1]``, where each block's values begin; the last is their number.
         shape: ``(out, in)`` of the dense weight.
     """
 
@@ -210,13 +210,15 @@ def _torch_unpack(
     for block in range(*blocks, 256):
         stop = min(block + 256, blocks[1])
         kept = _mask_bits(mask[block:stop])
+        counts = offsets[block + 1 : stop + 1] - offsets[block:stop]
         part = bits[int(offsets[block]) : int(offsets[stop])]
-        tiled = bits.new_zeros(kept.shape)
-        if part.numel() != int(kept.sum()):
+        total = int(kept.sum())
+        if part.numel() != total or not torch.equal(counts, kept.sum((1, 2, 3))):
             raise RuntimeError("the sparse weight is corrupt: its mask and offsets disagree")
+        tiled = bits.new_zeros(kept.shape)
         tiled[kept] = part
         dense[block - blocks[0] : stop - blocks[0]] = tiled.transpose(1, 2)
-    dense = dense.view(-1, tiles * TILE_COLUMNS)
+    dense = dense.view(dense.shape[0] * BLOCK_ROWS, tiles * TILE_COLUMNS)
     return dense[: shape[0], : shape[1]].contiguous().view(values.dtype)
 
 

@@ -1,7 +1,7 @@
 """The only door to the native library in csrc/: loading it, choosing a path, and typed calls.
 
-The library is optional. Without it (no compiler at build time) everything works through torch, slower,
-and a warning says so once. The environment variable ``TAMP_SPARSE_PATH`` forces one of
+The library is optional. Without it (no compiler at build time) everything works through torch,
+slower, and a warning says so once. The environment variable ``TAMP_SPARSE_PATH`` forces one of
 "avx512bf16", "avx512", "avx2", "portable" or "torch" (no native code); tests use it.
 """
 
@@ -60,10 +60,10 @@ def _openmp_functions() -> list[int] | None:
         "omp_get_max_threads",
         "omp_in_parallel",
     )
-    libraries = [None, *Path(torch.__file__).parent.glob("lib/libtorch_cpu.*")]
+    libraries: list[Path | None] = [None, *Path(torch.__file__).parent.glob("lib/libtorch_cpu.*")]
     for library in libraries:
         try:
-            loaded = ctypes.CDLL(library and str(library))
+            loaded = ctypes.CDLL(None if library is None else str(library))
             return [ctypes.cast(getattr(loaded, name), _pointer).value or 0 for name in names]
         except (OSError, AttributeError):
             continue
@@ -83,8 +83,8 @@ def _library() -> ctypes.CDLL | None:
         if forced:
             raise ValueError(f"{PATH_VARIABLE} is {forced!r}, but the native library was not built")
         warnings.warn(
-            "tamp_modifier.sparse: the native library was not built (no C compiler at install time); "
-            "sparse weights are multiplied through torch, which is slower than dense",
+            "tamp_modifier.sparse: the native library was not built (no C compiler at install "
+            "time); sparse weights are multiplied through torch, which is slower than dense",
             stacklevel=4,
         )
         return None
@@ -97,7 +97,7 @@ def _library() -> ctypes.CDLL | None:
     best = library.tamp_best_path()
     path = PATHS.index(forced) if forced else best
     if path > best:
-        raise ValueError(f"{PATH_VARIABLE} is {forced!r}, this CPU supports {PATHS[best]!r} at most")
+        raise ValueError(f"{PATH_VARIABLE} is {forced!r}, this CPU can do {PATHS[best]!r} at most")
     library.tamp_set_path(path)
     openmp = _openmp_functions()
     if openmp is not None:
@@ -156,7 +156,7 @@ def pack_values(weight: Tensor, mask: Tensor, offsets: Tensor, values: Tensor) -
 
 
 def check(mask: Tensor, offsets: Tensor, kept: int, shape: tuple[int, int]) -> bool:
-    """Whether mask, offsets and number of values fit each other; shapes are checked by the caller."""
+    """Whether mask, offsets and number of values fit each other; the caller checks shapes."""
     return _get().tamp_check(mask.data_ptr(), offsets.data_ptr(), kept, *shape) == 0
 
 

@@ -1,8 +1,8 @@
-"""`linear` with a packed weight: the torch custom op, its fake implementation, and the choice of kernel.
+"""`linear` with a packed weight: the torch custom op, its fake implementation, the kernel to use.
 
-The op is ``torch.ops.tamp_modifier.sparse_linear(x, mask, values, offsets, out_features, bias)``. It is
-registered through `torch.library.Library`, which costs less per call than `torch.library.custom_op`.
-It works under `torch.compile` and has no gradient.
+The op is ``torch.ops.tamp_modifier.sparse_linear(x, mask, values, offsets, out_features, bias)``.
+It is registered through `torch.library.Library`, which costs less per call than
+`torch.library.custom_op`. It works under `torch.compile` and has no gradient.
 """
 
 from __future__ import annotations
@@ -136,6 +136,8 @@ def linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None) -> Tenso
         ValueError: dtypes or shapes do not fit.
         RuntimeError: mask and offsets of the weight disagree.
     """
+    if x.dim() and x.shape[-1] != packed.shape[1]:
+        raise ValueError(f"x has {x.shape[-1]} features, the weight {packed.shape[1]}")
     return torch.ops.tamp_modifier.sparse_linear(
         x, packed.mask, packed.values, packed.offsets, packed.shape[0], bias
     )

@@ -1,4 +1,4 @@
-"""Packed weights as named tensors, as they stand in safetensors files; and readers for older formats.
+"""Packed weights as named tensors, as in safetensors files; and readers for older formats.
 
 A weight ``name`` becomes three tensors::
 
@@ -7,8 +7,8 @@ A weight ``name`` becomes three tensors::
     name.tamp_header   int64 [6]: version, out, in, kept, CRC-32 of shape, dtype, mask and values,
                        CRC-32 of the five numbers before
 
-The offsets follow from the mask. config.json carries ``compression_config`` (`CONFIG_KEY`), a key that
-neither transformers nor vLLM takes for a quantisation.
+The offsets follow from the mask. config.json carries ``compression_config`` (`CONFIG_KEY`), a key
+that neither transformers nor vLLM takes for a quantisation.
 """
 
 from __future__ import annotations
@@ -123,7 +123,8 @@ def from_tensors(tensors: Mapping[str, Tensor], name: str, verify: bool = True) 
     mask, stored, header = _take(tensors, name, PACKED_SUFFIXES)
     if header.dtype != torch.int64 or header.shape != (_HEADER_LENGTH,):
         raise ValueError(
-            f"{name}: header must be int64 [{_HEADER_LENGTH}], got {header.dtype} {tuple(header.shape)}"
+            f"{name}: header must be int64 [{_HEADER_LENGTH}], "
+            f"got {header.dtype} {tuple(header.shape)}"
         )
     numbers = header.tolist()
     if numbers[-1] != _header_checksum(numbers[:-1]):
@@ -146,9 +147,7 @@ def from_tensors(tensors: Mapping[str, Tensor], name: str, verify: bool = True) 
     values[:kept] = stored.view(storage)
     values[kept:] = 0
     mask = mask.contiguous()
-    packed = PackedWeight(
-        mask, values.view(stored.dtype), offsets_from_mask(mask), (rows, columns)
-    )
+    packed = PackedWeight(mask, values.view(stored.dtype), offsets_from_mask(mask), (rows, columns))
     validate(packed, name)
     if verify and checksum(packed) != expected:
         raise ValueError(f"{name}: the checksum does not match, mask or values are damaged")
@@ -196,8 +195,8 @@ def read_bitmask(tensors: Mapping[str, Tensor], name: str) -> Tensor:
     """The dense weight of a compressed-tensors ``sparse-bitmask`` tensor.
 
     Args:
-        tensors: holds ``{name}.shape``, ``.compressed`` [kept], ``.bitmask`` uint8 [out, ceil(in / 8)]
-            and ``.row_offsets`` int64 [out].
+        tensors: holds ``{name}.shape``, ``.compressed`` [kept], ``.bitmask`` uint8
+            [out, ceil(in / 8)] and ``.row_offsets`` int64 [out].
         name: what stands before these suffixes.
 
     Raises:
@@ -210,7 +209,8 @@ def read_bitmask(tensors: Mapping[str, Tensor], name: str) -> Tensor:
         raise ValueError(f"{name}.compressed must be 1-D, got {tuple(compressed.shape)}")
     kept = _legacy_bits(name, bitmask, columns)
     counts = kept.sum(-1)
-    if row_offsets.shape != (rows,) or not torch.equal(row_offsets.long(), counts.cumsum(0) - counts):
+    starts = counts.cumsum(0) - counts
+    if row_offsets.shape != (rows,) or not torch.equal(row_offsets.long(), starts):
         raise ValueError(f"{name}.row_offsets do not fit the bitmask")
     return _legacy_dense(name, kept, compressed)
 
@@ -236,5 +236,3 @@ def read_24_bitmask(tensors: Mapping[str, Tensor], name: str) -> Tensor:
     if not bool((kept.view(rows, columns // 4, 4).sum(-1) == 2).all()):
         raise ValueError(f"{name}.bitmask does not keep 2 of 4 everywhere")
     return _legacy_dense(name, kept, compressed)
-
-

@@ -50,13 +50,14 @@ def validate(packed: PackedWeight, name: str = "weight") -> None:
     _check_tensor(f"{name}: offsets", packed.offsets, torch.int64, 1)
     _check_tensor(f"{name}: values", packed.values, None, 1)
     if packed.dtype not in STORAGE_DTYPES:
-        raise ValueError(f"{name}: values have dtype {packed.dtype}, which the format does not know")
+        raise ValueError(f"{name}: values have dtype {packed.dtype}, unknown to the format")
     if len({packed.mask.device, packed.offsets.device, packed.values.device}) != 1:
         raise ValueError(f"{name}: mask, offsets and values must be on one device")
     expected = mask_shape(shape)
     if tuple(packed.mask.shape) != expected:
         raise ValueError(
-            f"{name}: mask has shape {tuple(packed.mask.shape)}, a weight of {shape} needs {expected}"
+            f"{name}: mask has shape {tuple(packed.mask.shape)}, "
+            f"a weight of {shape} needs {expected}"
         )
     if packed.offsets.numel() != expected[0] + 1:
         raise ValueError(
@@ -91,9 +92,10 @@ def _find_problem(mask: Tensor, offsets: Tensor, kept: int, shape: tuple[int, in
     wrong = (offsets[1:] - offsets[:-1] != counts).nonzero()
     if len(wrong):
         block = int(wrong[0])
+        rows = f"{block * BLOCK_ROWS}..{block * BLOCK_ROWS + BLOCK_ROWS - 1}"
+        stated = int(offsets[block + 1] - offsets[block])
         return (
-            f"the mask of rows {block * BLOCK_ROWS}..{block * BLOCK_ROWS + BLOCK_ROWS - 1} keeps "
-            f"{int(counts[block])} values, the offsets say {int(offsets[block + 1] - offsets[block])}"
+            f"the mask of rows {rows} keeps {int(counts[block])} values, the offsets say {stated}"
         )
     if int(offsets[-1]) != kept:
         return f"the offsets end at {int(offsets[-1])}, but {kept} values are stored"

@@ -1,0 +1,136 @@
+"""The packed format: exact round trips, slices, and one layout whoever packs."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tamp_modifier import sparse
+from tamp_modifier.sparse import format as sparse_format
+
+DTYPES = list(sparse_format.STORAGE_DTYPES)
+SHAPES = [(1, 1), (3, 31), (4, 32), (5, 33), (64, 96), (130, 257), (0, 8), (8, 0)]
+
+
+def random_weight(
+    shape: tuple[int, int], dtype: torch.dtype, sparsity: float, seed: int = 0
+) -> torch.Tensor:
+    """A weight of random bits, so that NaN, Inf and subnormals occur, with zeros; no -0."""
+    generator = torch.Generator().manual_seed(seed)
+    storage = sparse_format.STORAGE_DTYPES[dtype]
+    info = torch.iinfo(storage)
+    bits = torch.randint(info.min, info.max + 1, shape, dtype=torch.int64, generator=generator)
+    if dtype != torch.int8:
+        bits[bits == info.min] = 0
+    bits[torch.rand(shape, generator=generator) < sparsity] = 0
+    return bits.to(storage).view(dtype)
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    storage = sparse_format.STORAGE_DTYPES[a.dtype]
+    return a.dtype == b.dtype and torch.equal(a.view(storage), b.view(storage))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9, 1.0])
+def test_unpack_gives_back_the_same_bits(shape, dtype, sparsity):
+    weight = random_weight(shape, dtype, sparsity)
+    packed = sparse.pack(weight)
+    sparse.validate(packed)
+    assert same_bits(sparse.unpack(packed), weight)
+    assert packed.kept == int((weight.view(sparse_format.STORAGE_DTYPES[dtype]) != 0).sum())
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_torch_and_native_pack_alike(shape, dtype):
+    weight = random_weight(shape, dtype, 0.6)
+    ours, theirs = sparse.pack(weight), sparse_format._torch_pack(weight)
+    assert torch.equal(ours.mask, theirs.mask)
+    assert torch.equal(ours.offsets, theirs.offsets)
+    assert same_bits(ours.values, theirs.values)
+    blocks = (0, theirs.mask.shape[0])
+    dense = sparse_format._torch_unpack(
+        theirs.mask, theirs.values, theirs.offsets, theirs.shape, blocks
+    )
+    assert same_bits(dense, weight)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    rows=st.integers(0, 70),
+    columns=st.integers(0, 140),
+    sparsity=st.floats(0, 1),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 2**31),
+)
+def test_round_trip_of_any_weight(rows, columns, sparsity, dtype, seed):
+    weight = random_weight((rows, columns), dtype, sparsity, seed)
+    assert same_bits(sparse.unpack(sparse.pack(weight)), weight)
+
+
+def test_negative_zero_comes_back_as_zero_and_nan_and_inf_survive():
+    weight = torch.tensor([[-0.0, math.nan, math.inf, -math.inf, 1e-45, 0.0]])
+    back = sparse.unpack(sparse.pack(weight))
+    assert sparse.pack(weight).kept == 4
+    assert torch.signbit(back).tolist() == [[False, False, False, True, False, False]]
+    assert torch.equal(back[0, 2:], weight[0, 2:]) and back[0, 1].isnan()
+
+
+def test_strided_weights_pack_like_contiguous_ones():
+    weight = random_weight((64, 96), torch.bfloat16, 0.5)
+    for view in (weight.t(), weight[::2], weight[:, 3:70], weight[5:37, ::3]):
+        assert same_bits(sparse.unpack(sparse.pack(view)), view.contiguous())
+
+
+@pytest.mark.parametrize("start, stop", [(0, 37), (4, 12), (0, 4), (3, 9), (36, 37), (8, 8)])
+def test_row_slices(start, stop):
+    weight = random_weight((37, 75), torch.bfloat16, 0.5)
+    part = sparse.row_slice(sparse.pack(weight), start, stop)
+    sparse.validate(part)
+    assert same_bits(sparse.unpack(part), weight[start:stop].contiguous())
+
+
+@pytest.mark.parametrize("start, stop", [(0, 75), (32, 64), (1, 40), (74, 75), (9, 9)])
+def test_col_slices(start, stop):
+    weight = random_weight((37, 75), torch.float16, 0.5)
+    part = sparse.col_slice(sparse.pack(weight), start, stop)
+    assert same_bits(sparse.unpack(part), weight[:, start:stop].contiguous())
+
+
+def test_half_of_a_bf16_weight_takes_nine_bits_a_weight():
+    weight = torch.ones(512, 1024, dtype=torch.bfloat16)
+    weight[:, ::2] = 0
+    packed = sparse.pack(weight)
+    assert packed.sparsity == 0.5
+    assert packed.nbytes <= 0.57 * weight.nbytes
+
+
+@pytest.mark.parametrize(
+    "weight, message",
+    [
+        (torch.zeros(3), r"\[out, in\]"),
+        (torch.zeros(2, 2, 2), r"\[out, in\]"),
+        (torch.zeros(2, 2, dtype=torch.float64), "float64"),
+    ],
+)
+def test_pack_refuses_other_tensors(weight, message):
+    with pytest.raises(ValueError, match=message):
+        sparse.pack(weight)
+
+
+def test_pack_refuses_what_is_no_tensor():
+    with pytest.raises(TypeError, match="list"):
+        sparse.pack([[1.0]])
+
+
+@pytest.mark.parametrize("slicer", [sparse.row_slice, sparse.col_slice])
+@pytest.mark.parametrize("start, stop", [(-1, 2), (2, 1), (0, 9)])
+def test_slices_outside_are_refused(slicer, start, stop):
+    with pytest.raises(ValueError, match="outside"):
+        slicer(sparse.pack(torch.ones(8, 8)), start, stop)
