@@ -28,7 +28,7 @@ sys.meta_path.insert(0, Absent())
 def python(code: str, *, absent: tuple[str, ...] = ()) -> str:
     """Runs code in a fresh interpreter, in which some packages look as if not installed."""
     code = (BLOCK.format(names=set(absent)) if absent else "") + code
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -117,7 +117,7 @@ def backend(tree: Path, hook: str, output: Path) -> Path:
     """Calls the build backend as pip does, with the setuptools of this environment."""
     code = f"from setuptools import build_meta; print(build_meta.{hook}({str(output)!r}))"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tree, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", code], cwd=tree, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
     return output / done.stdout.split()[-1]
