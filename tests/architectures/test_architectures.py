@@ -7,16 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from llmcompressor import oneshot
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerFast
 
 from tamp_modifier import TAMPModifier
 from tamp_modifier.report import PruningReport
 from tests.architectures.inputs import Batch
 from tests.architectures.models import ARCHITECTURES, Expected, build
+from tests.running import prune as run_oneshot
 
 SPARSITY = 0.5
 
@@ -31,18 +27,14 @@ def prune(
     **fields: Any,
 ) -> PruningReport:
     """Runs TAMP through oneshot, as a user does, and returns its report."""
-    # oneshot reads the config of the model again from where it was loaded.
-    model.config.save_pretrained(folder)
-    model.config._name_or_path = str(folder)
-    words = Tokenizer(WordLevel({"<unk>": 0}, unk_token="<unk>"))
     if expected.user_token_types is not None:
         fields["token_types_fn"] = expected.user_token_types
     report = folder / "report.json"
-    oneshot(
-        model=model,
-        processor=PreTrainedTokenizerFast(tokenizer_object=words),
-        dataset=DataLoader(batches, batch_size=None),  # type: ignore[arg-type]
-        recipe=[TAMPModifier(sparsity=SPARSITY, report_path=str(report), **fields)],
+    run_oneshot(
+        model,
+        batches,
+        TAMPModifier(sparsity=SPARSITY, report_path=str(report), **fields),
+        folder,
         sequential_targets=[expected.decoder_layer],
         **(oneshot_options or {}),
     )
