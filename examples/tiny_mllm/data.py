@@ -10,6 +10,7 @@ the picture and start at position 0.
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from tamp_modifier.demo.pictures import (
     COLUMNS,
     ORDER,
     ROWS,
+    SIZE,
     TEXTURES,
     Scene,
     draw,
@@ -39,6 +41,9 @@ from tamp_modifier.demo.questions import (
 )
 
 PREFIX = 2 + IMAGE_TOKENS
+CHUNK = 40
+"""Text tokens that may see each other; the longest question with its answer is a caption of 38."""
+
 PATCH_GROUPS = (
     (*KINDS, "nothing"),
     ("shape", "letter", "digit", "number", "nothing"),
@@ -74,10 +79,31 @@ def patch_targets(scenes: list[Scene]) -> Tensor:
     )
 
 
-def patch_batch(seed: int, step: int, size: int) -> Batch:
-    """Pictures and patch targets for the tower alone."""
+def _ease(scene: Scene, hardness: float, rng: random.Random) -> Scene:
+    """Move a scene towards centred objects of one size on a plain ground (hardness 0)."""
+    cell = SIZE / 3
+
+    def near(value: float, centre: float) -> float:
+        return centre + hardness * (value - centre)
+
+    items = tuple(
+        replace(
+            item,
+            x=near(item.x, (item.column + 0.5) * cell),
+            y=near(item.y, (item.row + 0.5) * cell),
+            radius=near(item.radius, 13.5),
+            turn=hardness * item.turn,
+        )
+        for item in scene.items
+    )
+    texture = scene.texture if rng.random() < hardness else "plain"
+    return replace(scene, items=items, texture=texture, noise=hardness * scene.noise)
+
+
+def patch_batch(seed: int, step: int, size: int, hardness: float = 1.0) -> Batch:
+    """Full pictures and patch targets for the tower alone."""
     rng = random.Random(f"train/{seed}/patches/{step}")
-    scenes = [sample_scene(rng) for _ in range(size)]
+    scenes = [_ease(sample_scene(rng, full=True), hardness, rng) for _ in range(size)]
     return {"pixel_values": pixels(scenes), "patch_targets": patch_targets(scenes)}
 
 
@@ -96,7 +122,7 @@ def _questions(scene: Scene, rng: random.Random) -> list[Question]:
     return found
 
 
-def question_batch(words: WordIds, seed: int, step: int, size: int, text_length: int) -> Batch:
+def question_batch(words: WordIds, seed: int, step: int, size: int, chunks: int) -> Batch:
     """Rows of packed questions.
 
     Args:
@@ -104,18 +130,20 @@ def question_batch(words: WordIds, seed: int, step: int, size: int, text_length:
         seed: Seed of the training run.
         step: Step of the training run.
         size: Rows.
-        text_length: Tokens after the picture; what is left over is padding.
+        chunks: Chunks of `CHUNK` text tokens after the picture; no question crosses from one into
+            the next, and what is left over is padding.
 
     Returns:
-        ``pixel_values`` [size, 3, 96, 96], ``patch_targets`` [size, 144, 6], and with
-        S = 146 + text_length: ``input_ids``, ``position_ids``, ``weights`` (of each token as a
-        target) [size, S] and ``attention_mask`` [size, 1, S, S], 0 or a large negative number.
+        ``pixel_values`` [size, 3, 96, 96], ``patch_targets`` [size, 144, 6], with T = chunks *
+        `CHUNK` and S = 146 + T ``input_ids``, ``position_ids``, ``weights`` (of each token as a
+        target) [size, S], and ``attention_mask`` [size, 1, T, 146 + `CHUNK`], which is added to
+        the scores of a text token with the picture and its own chunk.
     """
-    length = PREFIX + text_length
+    length = PREFIX + chunks * CHUNK
     ids = torch.full((size, length), words.pad)
     positions = torch.zeros((size, length), dtype=torch.long)
     weights = torch.zeros((size, length))
-    blocks = torch.full((size, length), -1000)
+    blocks = torch.zeros((size, length), dtype=torch.long)
     scenes = []
     for row in range(size):
         rng = random.Random(f"train/{seed}/questions/{step}/{row}")
@@ -124,29 +152,29 @@ def question_batch(words: WordIds, seed: int, step: int, size: int, text_length:
         ids[row, :2] = torch.tensor([words.bos, words.user])
         ids[row, 2:PREFIX] = words.image
         positions[row, :PREFIX] = torch.arange(PREFIX)
-        blocks[row, :PREFIX] = 0
-        start = PREFIX
+        free = [CHUNK] * chunks
         for block, question in enumerate(_questions(scene, rng), start=1):
             text_only = question.task in TEXT_TASKS
             prompt = words.prompt(question.question, picture=False)
             prompt = prompt if text_only else prompt[2:]
-            answer = words.answer(question.answer)
-            end = start + len(prompt) + len(answer)
-            if end > length:
+            block_ids = prompt + words.answer(question.answer)
+            fitting = [chunk for chunk in range(chunks) if free[chunk] >= len(block_ids)]
+            if not fitting:
                 continue
-            answered = start + len(prompt)
-            ids[row, start:end] = torch.tensor(prompt + answer)
+            start = PREFIX + (fitting[0] + 1) * CHUNK - free[fitting[0]]
+            free[fitting[0]] -= len(block_ids)
+            answered, end = start + len(prompt), start + len(block_ids)
+            ids[row, start:end] = torch.tensor(block_ids)
             first = 0 if text_only else PREFIX
             positions[row, start:end] = torch.arange(first, first + end - start)
             blocks[row, start:end] = -block if text_only else block
             weights[row, start + (2 if text_only else 1) : answered] = QUESTION_WEIGHT
-            caption_weight = CAPTION_WEIGHT if question.task == "caption" else 1.0
-            weights[row, answered:end] = caption_weight
-            start = end
-    same = blocks[:, :, None] == blocks[:, None, :]
-    picture = (blocks[:, :, None] > 0) & (blocks[:, None, :] == 0)
-    causal = torch.ones(length, length, dtype=torch.bool).tril()
-    seen = (same | picture) & causal
+            weights[row, answered:end] = CAPTION_WEIGHT if question.task == "caption" else 1.0
+    blocks = blocks[:, PREFIX:].reshape(size, chunks, CHUNK)
+    same = blocks[..., :, None] == blocks[..., None, :]
+    own = (same & torch.ones(CHUNK, CHUNK, dtype=torch.bool).tril()).flatten(1, 2)
+    picture = (blocks > 0).flatten(1)[..., None].expand(-1, -1, PREFIX)
+    seen = torch.cat([picture, own], -1)
     hidden = torch.zeros(seen.shape, dtype=torch.bfloat16).masked_fill_(~seen, -30000.0)
     return {
         "pixel_values": pixels(scenes),

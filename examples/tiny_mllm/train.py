@@ -11,15 +11,25 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from torch import Tensor, nn
 
-from examples.tiny_mllm.attention import plain_attention
+from examples.tiny_mllm.attention import packed_attention
 from examples.tiny_mllm.data import PATCH_GROUPS, Batch, patch_batch, question_batch
 from tamp_modifier.demo.evaluation import evaluate
 from tamp_modifier.demo.pictures import PATCH, SIZE
@@ -66,11 +76,29 @@ def build_model(words: WordIds, layers: int = 6, tower_layers: int = 4) -> Any:
         bos_token_id=words.bos,
         eos_token_id=words.eos,
     )
-    return classes.LlavaForConditionalGeneration(config)
+    model = classes.LlavaForConditionalGeneration(config)
+    positions = model.model.vision_tower.embeddings.position_embedding.weight
+    with torch.no_grad():
+        positions.copy_(grid_waves(SIZE // PATCH, positions.shape[1]))
+    return model
+
+
+def grid_waves(side: int, width: int) -> Tensor:
+    """Sines and cosines of row and column, [side * side, width].
+
+    As a start of the tower's learned position embeddings they let it look at neighbours at once;
+    from the stock random start it took hundreds of steps to tell top from bottom.
+    """
+    frequencies = 1.0 / (2.0 * side) ** torch.linspace(0, 1, width // 4)
+    angles = torch.arange(side)[:, None] * frequencies
+    waves = torch.cat([angles.sin(), angles.cos()], 1)
+    rows = waves[:, None].expand(side, side, -1)
+    columns = waves[None].expand(side, side, -1)
+    return torch.cat([rows, columns], -1).flatten(0, 1)
 
 
 def set_attention(model: Any, name: str) -> None:
-    """Choose the attention of tower and language model: "plain" to train, "sdpa" to evaluate."""
+    """Choose the attention of tower and language model: "packed" to train, "sdpa" to evaluate."""
     for part in (model.model.language_model, model.model.vision_tower):
         part.config._attn_implementation = name
 
@@ -98,8 +126,9 @@ def patch_loss(
         loss = F.cross_entropy(
             logits.flatten(0, 1), targets[..., index].flatten(), reduction="none"
         )
-        total = total + (loss * weight.flatten()).sum() / weight.sum()
-    return total / len(groups)
+        importance = 2.0 if index == 0 else 1.0  # the kind is the hard one
+        total = total + importance * (loss * weight.flatten()).sum() / weight.sum()
+    return total / (len(groups) + 1)
 
 
 def question_loss(model: Any, batch: Batch, groups: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -166,15 +195,32 @@ def save_state(path: Path, model: Any, optimizer: torch.optim.Optimizer, step: i
     os.replace(partial, path)
 
 
-def export(model: Any, processor: Any, folder: Path) -> None:
-    """Write model (bfloat16) and processor as ``from_pretrained`` reads them."""
+def export(model: Any, folder: Path) -> None:
+    """Write model (bfloat16) and processor as ``from_pretrained`` reads them.
+
+    A tower made by transformers 5 saves its tensors as "vision_tower.*"; vLLM knows the older
+    "vision_tower.vision_model.*" alone; transformers reads both, so the older names are written.
+    """
+    from safetensors.torch import load_file, save_file
     from transformers import LlavaForConditionalGeneration
 
     folder.mkdir(parents=True, exist_ok=True)
     copy: Any = LlavaForConditionalGeneration(model.config)
     copy.load_state_dict(model.state_dict())
-    copy.to(torch.bfloat16).save_pretrained(folder)
-    processor.save_pretrained(folder)
+    old, new = "vision_tower.vision_model.", "vision_tower."
+    with tempfile.TemporaryDirectory(dir=folder.parent) as place:
+        copy.to(torch.bfloat16).save_pretrained(place)
+        build_processor().save_pretrained(place)
+        weights = Path(place) / "model.safetensors"
+        tensors = load_file(weights)
+        renamed = {
+            name.replace(new, old) if name.startswith(new) and old not in name else name: tensor
+            for name, tensor in tensors.items()
+        }
+        save_file(renamed, weights, {"format": "pt"})
+        for file in Path(place).iterdir():
+            file.chmod(0o644)
+            os.replace(file, folder / file.name)
 
 
 def train(arguments: argparse.Namespace) -> Any:
@@ -196,30 +242,39 @@ def train(arguments: argparse.Namespace) -> Any:
         optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
         print(f"going on from step {step}", flush=True)
-    AttentionInterface.register("plain", plain_attention)
-    set_attention(model, "plain")
+    AttentionInterface.register("packed", packed_attention)
+    set_attention(model, "packed")
     embeddings = model.get_input_embeddings()
     parameters = list(model.parameters())
     print(f"{sum(p.numel() for p in parameters) / 1e6:.2f} million parameters", flush=True)
     begin, saved, first = time.time(), time.time(), step
     mean = right_mean = 0.0
     stop = arguments.steps if arguments.stop is None else min(arguments.stop, arguments.steps)
+    progress = Progress(
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        disable=not sys.stdout.isatty(),
+    )
+    bar = progress.add_task("training", total=arguments.steps, completed=step)
+    progress.start()
     while step < stop:
         for group in optimizer.param_groups:
             rate = group["peak"] * learning_rate(step, arguments)
             late = step >= arguments.tower_steps
-            group["lr"] = rate * (0.5 if group["tower"] and late else 1.0)
+            group["lr"] = rate * ((0.5 if late else 1.5) if group["tower"] else 1.0)
         if step < arguments.tower_steps:
-            batch = patch_batch(arguments.seed, step, arguments.tower_batch)
+            hardness = min(1.0, max(0.0, 2 * step / arguments.tower_steps - 0.3))
+            batch = patch_batch(arguments.seed, step, arguments.tower_batch, hardness)
             with torch.autocast("cpu", torch.bfloat16):
                 features = model.model.get_image_features(batch["pixel_values"]).pooler_output
                 features = torch.stack(list(features))
                 loss = patch_loss(features, embeddings.weight, batch["patch_targets"], groups)
             shown, right = loss, torch.zeros(())
         else:
-            batch = question_batch(
-                words, arguments.seed, step, arguments.batch, arguments.text_length
-            )
+            batch = question_batch(words, arguments.seed, step, arguments.batch, arguments.chunks)
             with torch.autocast("cpu", torch.bfloat16):
                 shown, patches, right = question_loss(model, batch, groups)
                 loss = shown + arguments.patch_weight * patches
@@ -228,6 +283,7 @@ def train(arguments: argparse.Namespace) -> Any:
         norm = nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         step += 1
+        progress.update(bar, completed=step)
         keep = 0.98 if step - first > 20 else 0.0
         mean = keep * mean + (1 - keep) * shown.item()
         right_mean = keep * right_mean + (1 - keep) * right.item()
@@ -250,15 +306,16 @@ def train(arguments: argparse.Namespace) -> Any:
                 flush=True,
             )
             if arguments.export is not None:
-                export(model, processor, arguments.export)
-            set_attention(model, "plain")
+                export(model, arguments.export)
+            set_attention(model, "packed")
         if time.time() - saved > arguments.save_seconds:
             save_state(state_path, model, optimizer, step)
             saved = time.time()
+    progress.stop()
     save_state(state_path, model, optimizer, step)
     set_attention(model, "sdpa")
     if arguments.export is not None:
-        export(model, processor, arguments.export)
+        export(model, arguments.export)
     return model
 
 
@@ -275,7 +332,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--tower-steps", type=int, default=600, help="steps of the vision tower alone, at first")
     add("--tower-batch", type=int, default=24, help="pictures per step of the tower alone")
     add("--batch", type=int, default=8, help="pictures per step")
-    add("--text-length", type=int, default=206, help="text tokens per picture")
+    add("--chunks", type=int, default=5, help="chunks of 40 text tokens per picture")
     add("--rate", type=float, default=1e-3, help="peak learning rate")
     add("--decay", type=float, default=0.3, help="share of the steps in which the rate falls")
     add("--patch-weight", type=float, default=0.3, help="weight of the patch loss beside the words")
@@ -289,5 +346,25 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
+    "MALLOC_TOP_PAD_": str(128 << 20),
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
+"""Keeps freed memory in the process; otherwise glibc returns and fetches it in every step, which
+halves the speed."""
+
+
+def main() -> None:
+    """Restart once with `ENVIRONMENT`, which must be set before the process begins, and train."""
+    arguments = parse()
+    if any(name not in os.environ for name in ENVIRONMENT):
+        command = [sys.executable, "-m", "examples.tiny_mllm.train", *sys.argv[1:]]
+        os.execve(sys.executable, command, {**ENVIRONMENT, **os.environ})
+    train(arguments)
+
+
 if __name__ == "__main__":
-    train(parse())
+    main()

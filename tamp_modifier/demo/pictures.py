@@ -136,12 +136,13 @@ def _advance(character: str, size: int) -> float:
     return _font(size).getlength(character)
 
 
-def sample_scene(rng: random.Random, number: bool | None = None) -> Scene:
+def sample_scene(rng: random.Random, number: bool | None = None, full: bool = False) -> Scene:
     """Draw a random scene.
 
     Args:
         rng: Source of randomness.
         number: Whether a number is written; None leaves it to chance (one in five).
+        full: Put an object in every free cell.
 
     Returns:
         A scene with one to six objects (none to three beside a number).
@@ -163,6 +164,7 @@ def sample_scene(rng: random.Random, number: bool | None = None) -> Scene:
         count = rng.randint(0, 3)
     else:
         count = rng.randint(1, 6)
+    count = len(cells) if full else count
     items = []
     kinds: list[tuple[str, str]] = []
     for row, column in sorted(rng.sample(cells, count)):
