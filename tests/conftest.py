@@ -6,7 +6,6 @@ import importlib.util
 import os
 import random
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -15,18 +14,10 @@ os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-ROOT = Path(__file__).parent.parent
-
 # tests/serving needs vLLM, everything else llm-compressor; the two never share an environment.
 collect_ignore: list[str] = []
 if importlib.util.find_spec("vllm") is None:
     collect_ignore.append("serving")
-
-
-@pytest.fixture
-def root() -> Path:
-    """The repository's root folder."""
-    return ROOT
 
 
 @pytest.fixture(autouse=True)

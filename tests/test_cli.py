@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from test_report import make_report
 
 from tamp_modifier import cli
+from tamp_modifier.report import PruningReport
+from tests.test_report import make_report
 
 
 def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -95,3 +97,32 @@ def test_the_traceback_is_shown_on_request(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("TAMP_DEBUG", "1")
     with pytest.raises(FileNotFoundError):
         cli.main(["report", str(tmp_path / "absent.json")])
+
+
+@pytest.mark.slow
+def test_demo_prunes_compares_and_draws(tmp_path: Path) -> None:
+    done = run("demo", "--samples", "4", "--items", "1", "--output", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    data = json.loads((tmp_path / "out" / "demo.json").read_text())
+    settings = ["0:0"] * 6 + ["2:4"] * 2
+    assert [run["method"] for run in data["runs"]] == ["dense", *["Wanda", "TAMP"] * 4]
+    assert [run["mask_structure"] for run in data["runs"][1:]] == settings
+    for result in data["runs"]:
+        # Both methods prune the same Linears; Wanda rounds down to whole columns, TAMP to nearest.
+        precision = 0.005 if result["method"] == "Wanda" else 0.001
+        assert result["reached"] == pytest.approx(result["requested"], abs=precision)
+        assert 0 <= result["scores"]["picture"] <= 1
+        assert f"{100 * result['reached']:.2f}" in done.stdout
+    for name in ("retention.png", "das_sparsity.png"):
+        assert (tmp_path / "out" / name).stat().st_size > 10_000
+    report = PruningReport.load(tmp_path / "out" / "tamp-60.json")
+    assert report.reached_sparsity == pytest.approx(0.6, abs=0.001)
+    assert report.samples == 4 and report.token_types
+
+
+def test_demo_without_its_model_is_one_clear_error(tmp_path: Path) -> None:
+    from tamp_modifier.demo.run import run_demo
+
+    with pytest.raises(FileNotFoundError, match="no model here, the demo needs one: .*absent"):
+        run_demo(tmp_path / "out", folder=tmp_path / "absent")
+    assert list(tmp_path.iterdir()) == []
