@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers as tf
 from llmcompressor.modifiers.pruning import WandaPruningModifier
 from loguru import logger
 
+from tamp_modifier import TAMPModifier
 from tamp_modifier.tracing import complete_tracing
-from tests.architectures.models import build
+from tests.architectures.inputs import IMAGE_ID, tokens
+from tests.architectures.models import TEXT, build
 from tests.architectures.test_architectures import check_pruned, prune, snapshot
 from tests.running import prune as run_oneshot
 
@@ -79,6 +82,45 @@ def test_only_tokens_routed_to_an_expert_are_selected_for_it(tmp_path: Path) -> 
         assert sum(by_expert) == 2 * total  # two experts a token
         assert max(by_expert) < total
         assert seen[next(name for name in seen if name.endswith("q_proj"))] == total
+
+
+def test_experts_that_are_not_told_their_tokens_are_refused_and_can_be_ignored(
+    tmp_path: Path,
+) -> None:
+    tower = {
+        "hidden_size": 16,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 16,
+        "patch_size": 4,
+        "vision_output_dim": 16,
+        "projector_input_dim": 16,
+        "projector_output_dim": 16,
+    }
+    text = {
+        **TEXT,
+        "head_dim": 8,
+        "num_local_experts": 4,
+        "interleave_moe_layer_step": 2,
+        "intermediate_size_mlp": 48,
+        "dtype": "float32",
+    }
+    config = tf.Llama4Config(text_config=text, vision_config=tower, image_token_index=IMAGE_ID)
+    batches = [tokens(("text", length))[0] for length in (12, 9)]
+    model = tf.Llama4ForConditionalGeneration(config).eval()
+    before = snapshot(model)
+    modifier = TAMPModifier(sparsity=0.5)
+    with pytest.raises(ValueError, match="Llama4LinearExperts.*to ignore"):
+        run_oneshot(model, batches, modifier, tmp_path, pipeline="basic")
+    after = model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before if name in after)
+
+    modifier = TAMPModifier(sparsity=0.5, ignore=["re:.*[.]experts[.].*"], dense_pipeline="basic")
+    run_oneshot(model, batches, modifier, tmp_path, pipeline="basic")
+    attention = model.language_model.model.layers[1].self_attn.q_proj.weight
+    assert (attention == 0).any()
+    assert not any((p == 0).any() for n, p in model.named_parameters() if "experts." in n)
 
 
 def test_a_layer_without_attention_weighs_its_tokens_the_same_and_says_so_once(
