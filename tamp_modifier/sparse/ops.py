@@ -23,6 +23,8 @@ from tamp_modifier.sparse.format import (
 # More rows of x than this are multiplied by a dense GEMM with parts of the weight that are expanded
 # one after another; fewer by the sparse kernel.
 SPARSE_ROWS = 8
+# The same on a GPU, where the kernels are in Triton. Not measured yet: see docs/benchmarks.md.
+GPU_SPARSE_ROWS = 8
 # Bytes of one expanded part: fits the level-2 cache together with its share of x.
 EXPANDED_BYTES = 2 << 20
 
@@ -98,6 +100,34 @@ def _cpu(
     return out
 
 
+def _cuda(
+    x: Tensor,
+    mask: Tensor,
+    values: Tensor,
+    offsets: Tensor,
+    out_features: int,
+    bias: Tensor | None = None,
+) -> Tensor:
+    _check(x, mask, values, offsets, out_features, bias)
+    flat = x.reshape(x.numel() // max(1, x.shape[-1]), x.shape[-1]).contiguous()
+    if flat.numel() == 0 or out_features == 0:
+        out = x.new_zeros(*x.shape[:-1], out_features)
+        return out if bias is None else out + bias
+    try:
+        from tamp_modifier.sparse import triton_kernels
+    except ImportError:
+        shape = (out_features, x.shape[-1])
+        dense = unpack_blocks(mask, values, offsets, shape, (0, mask.shape[0]))
+        return torch.nn.functional.linear(x, dense, bias)
+    if flat.shape[0] > GPU_SPARSE_ROWS:
+        dense = triton_kernels.expand(mask, values, offsets, (out_features, x.shape[-1]))
+        return torch.nn.functional.linear(x, dense, bias)
+    out = x.new_empty(*x.shape[:-1], out_features)
+    bias = None if bias is None else bias.contiguous()
+    triton_kernels.multiply(flat, mask, values, offsets, out.view(-1, out_features), bias)
+    return out
+
+
 def _fake(
     x: Tensor,
     mask: Tensor,
@@ -116,6 +146,7 @@ _library.define(
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _library.impl("sparse_linear", _cpu, "CPU")
+_library.impl("sparse_linear", _cuda, "CUDA")
 torch.library.register_fake("tamp_modifier::sparse_linear", _fake, lib=_library)
 
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tests.sparse.test_serialization import legacy_24, legacy_bitmask, weight_24
 
 from tamp_modifier import sparse
 from tamp_modifier.sparse import checkpoint
@@ -19,6 +18,7 @@ from tamp_modifier.sparse.checkpoint import (
     pack_checkpoint,
     unpack_checkpoint,
 )
+from tests.sparse.test_serialization import legacy_24, legacy_bitmask, weight_24
 
 UP, DOWN = "model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight"
 

@@ -1,0 +1,162 @@
+"""Triton kernels on the packed format, for GPUs: multiplication with few rows of x, and expansion.
+
+One program handles one block (4 rows) and walks its tiles. The place of a value in the stream is the
+block's offset, plus the kept values of the mask words before its word (a cumulative sum), plus the
+set bits below its own bit. Expanded weights exist in registers only.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from tamp_modifier.sparse.format import BLOCK_ROWS, padding_length
+
+# Rows of x that one launch multiplies; more take a launch each.
+MAX_ROWS = 8
+# Tiles that a program reads at once.
+TILES = 8
+# Triton's interpreter runs on the CPU and does not know the hardware's population count.
+_INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+if _INTERPRETED:
+
+    @triton.jit
+    def _popcount(words):
+        words = words - ((words >> 1) & 0x55555555)
+        words = (words & 0x33333333) + ((words >> 2) & 0x33333333)
+        words = (words + (words >> 4)) & 0x0F0F0F0F
+        words = words + (words >> 8)
+        return (words + (words >> 16)) & 0x3F
+
+else:
+    from triton.language.extra import libdevice
+
+    @triton.jit
+    def _popcount(words):
+        return libdevice.popc(words)
+
+
+@triton.jit
+def _read_tiles(mask_ptr, values_ptr, block, first_tile, base, kept, tiles, TILES: tl.constexpr):
+    """Expanded weights [TILES * 4, 32] of some tiles of a block, and where the next ones begin."""
+    word = tl.arange(0, TILES * 4)
+    column = tl.arange(0, 32)
+    inside = first_tile * 4 + word < tiles * 4
+    words = tl.load(mask_ptr + (block * tiles + first_tile) * 4 + word, mask=inside, other=0)
+    counts = _popcount(words)
+    starts = base + tl.cumsum(counts, 0) - counts
+    bits = (words[:, None] >> column[None, :]) & 1
+    below = _popcount(words[:, None] & ((1 << column) - 1)[None, :])
+    place = starts[:, None] + below
+    # `place < kept` holds for every validated weight; it keeps a damaged one inside its memory.
+    present = (bits != 0) & (place >= 0) & (place < kept)
+    weights = tl.load(values_ptr + place, mask=present, other=0.0)
+    return weights, base + tl.sum(counts, 0)
+
+
+@triton.jit
+def _multiply_kernel(
+    x_ptr,
+    mask_ptr,
+    values_ptr,
+    offsets_ptr,
+    bias_ptr,
+    y_ptr,
+    kept,
+    x_rows,
+    rows,
+    columns,
+    tiles,
+    HAS_BIAS: tl.constexpr,
+    M: tl.constexpr,
+    TILES: tl.constexpr,
+):
+    block = tl.program_id(0).to(tl.int64)
+    base = tl.load(offsets_ptr + block)
+    m = tl.arange(0, M)
+    sums = tl.zeros((M, TILES * 4, 32), dtype=tl.float32)
+    for first_tile in range(0, tiles, TILES):
+        weights, base = _read_tiles(
+            mask_ptr, values_ptr, block, first_tile, base, kept, tiles, TILES
+        )
+        tile = first_tile + tl.arange(0, TILES * 4) // 4
+        column = tile[:, None] * 32 + tl.arange(0, 32)[None, :]
+        at = m[:, None, None] * columns + column[None, :, :]
+        inside = (m[:, None, None] < x_rows) & (column[None, :, :] < columns)
+        x = tl.load(x_ptr + at, mask=inside, other=0.0)
+        sums += weights[None, :, :].to(tl.float32) * x.to(tl.float32)
+    # [M, TILES * 4, 32] -> [M, 4]; the rows of a tile follow each other.
+    per_word = tl.reshape(tl.sum(sums, 2), (M, TILES, 4))
+    result = tl.sum(per_word, 1)
+    row = block * 4 + tl.arange(0, 4)
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + row, mask=row < rows, other=0.0)
+        result += bias[None, :].to(tl.float32)
+    inside = (m[:, None] < x_rows) & (row[None, :] < rows)
+    tl.store(y_ptr + m[:, None] * rows + row[None, :], result.to(y_ptr.dtype.element_ty), inside)
+
+
+@triton.jit
+def _expand_kernel(
+    mask_ptr,
+    values_ptr,
+    offsets_ptr,
+    dense_ptr,
+    kept,
+    rows,
+    columns,
+    tiles,
+    TILES: tl.constexpr,
+):
+    block = tl.program_id(0).to(tl.int64)
+    base = tl.load(offsets_ptr + block)
+    for first_tile in range(0, tiles, TILES):
+        weights, base = _read_tiles(
+            mask_ptr, values_ptr, block, first_tile, base, kept, tiles, TILES
+        )
+        word = tl.arange(0, TILES * 4)
+        row = block * 4 + word % 4
+        column = (first_tile + word // 4)[:, None] * 32 + tl.arange(0, 32)[None, :]
+        inside = (row[:, None] < rows) & (column < columns)
+        tl.store(dense_ptr + row[:, None] * columns + column, weights, inside)
+
+
+def multiply(
+    x: Tensor, mask: Tensor, values: Tensor, offsets: Tensor, out: Tensor, bias: Tensor | None
+) -> None:
+    """Write ``x @ weight.T + bias`` to `out`; x ``[m, in]`` and out ``[m, out]`` contiguous."""
+    columns, rows = x.shape[1], out.shape[1]
+    kept = values.numel() - padding_length(values.dtype)
+    for first in range(0, x.shape[0], MAX_ROWS):
+        part = x[first : first + MAX_ROWS]
+        _multiply_kernel[(mask.shape[0],)](
+            part,
+            mask,
+            values,
+            offsets,
+            bias,
+            out[first : first + MAX_ROWS],
+            kept,
+            part.shape[0],
+            rows,
+            columns,
+            mask.shape[1],
+            HAS_BIAS=bias is not None,
+            M=triton.next_power_of_2(part.shape[0]),
+            TILES=TILES,
+        )
+
+
+def expand(mask: Tensor, values: Tensor, offsets: Tensor, shape: tuple[int, int]) -> Tensor:
+    """The dense weight, bf16, fp16 or fp32, without a wait for the device."""
+    dense = torch.empty(shape, dtype=values.dtype, device=values.device)
+    kept = values.numel() - padding_length(values.dtype)
+    _expand_kernel[(-(-shape[0] // BLOCK_ROWS),)](
+        mask, values, offsets, dense, kept, *shape, mask.shape[1], TILES=TILES
+    )
+    return dense
