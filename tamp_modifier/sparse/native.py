@@ -191,6 +191,7 @@ def unpack(
 
 def linear(
     x: Tensor,
+    rows: int,
     mask: Tensor,
     values: Tensor,
     offsets: Tensor,
@@ -198,7 +199,7 @@ def linear(
     out: Tensor,
     bias: Tensor | None,
 ) -> None:
-    """Write ``x @ weight.T + bias`` to `out`; x ``[m, in]`` and out ``[m, out]`` contiguous.
+    """Write ``x @ weight.T + bias`` to `out`; x ``[..., in]`` of `rows` rows and `out` contiguous.
 
     Raises:
         MemoryError: no room for the scratch copy of `x`.
@@ -206,15 +207,15 @@ def linear(
     """
     status = _get().tamp_linear(
         x.data_ptr(),
-        x.shape[0],
-        x.stride(0),
+        rows,
+        x.shape[-1],
         _DTYPES[x.dtype],
         mask.data_ptr(),
         values.data_ptr(),
         offsets.data_ptr(),
         kept,
-        out.shape[1],
-        x.shape[1],
+        out.shape[-1],
+        x.shape[-1],
         0 if bias is None else bias.data_ptr(),
         out.data_ptr(),
     )

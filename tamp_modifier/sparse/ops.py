@@ -80,22 +80,21 @@ def _cpu(
     bias: Tensor | None = None,
 ) -> Tensor:
     _check(x, mask, values, offsets, out_features, bias)
+    in_features = x.shape[-1]
     out = x.new_empty(*x.shape[:-1], out_features)
-    rows = x.numel() // max(1, x.shape[-1])
     if out.numel() == 0:
         return out
-    if x.shape[-1] == 0:
+    if in_features == 0:
         return out.zero_() if bias is None else out.copy_(bias.expand_as(out))
-    flat = x.reshape(rows, x.shape[-1])
-    target = out.view(rows, out_features)
-    if native.available() and rows <= SPARSE_ROWS:
+    rows = x.numel() // in_features
+    if rows <= SPARSE_ROWS and native.available():
         if not (mask.is_contiguous() and values.is_contiguous() and offsets.is_contiguous()):
             raise ValueError("mask, values and offsets must be contiguous")
-        flat = flat.contiguous()
+        kept = values.shape[0] - padding_length(values.dtype)
         bias = None if bias is None else bias.contiguous()
-        kept = values.numel() - padding_length(values.dtype)
-        native.linear(flat, mask, values, offsets, kept, target, bias)
+        native.linear(x.contiguous(), rows, mask, values, offsets, kept, out, bias)
     else:
+        flat, target = x.reshape(rows, in_features), out.view(rows, out_features)
         _expanded_linear(flat, mask, values, offsets, target, bias)
     return out
 

@@ -1,8 +1,8 @@
 """Triton kernels on the packed format, for GPUs: multiplication with few rows of x, and expansion.
 
-One program handles one block (4 rows) and walks its tiles. The place of a value in the stream is the
-block's offset, plus the kept values of the mask words before its word (a cumulative sum), plus the
-set bits below its own bit. Expanded weights exist in registers only.
+One program handles one block (4 rows) and walks its tiles. The place of a value in the stream is
+the block's offset, plus the kept values of the mask words before its word (a cumulative sum), plus
+the set bits below its own bit. Expanded weights exist in registers only.
 """
 
 from __future__ import annotations

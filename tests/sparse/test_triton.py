@@ -1,4 +1,4 @@
-"""The Triton kernels, in Triton's interpreter: a process of its own, as the mode is read at import."""
+"""The Triton kernels in the interpreter: a process of its own, as the mode is read at import."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ for dtype in (torch.bfloat16, torch.float16, torch.float32):
             x, bias = torch.randn(rows, shape[1]).to(dtype), torch.randn(shape[0]).to(dtype)
             y = ops._cuda(x, *tensors, shape[0], bias)
             exact = x.double() @ weight.double().t() + bias.double()
-            rounding = {torch.bfloat16: 2**-8, torch.float16: 2**-11}.get(dtype, 2**-22)
+            # The interpreter cuts fp32 off to bf16 where a GPU rounds: one more bit of error.
+            rounding = {torch.bfloat16: 2**-7, torch.float16: 2**-11}.get(dtype, 2**-22)
             bound = x.double().abs() @ weight.double().abs().t() + bias.double().abs()
             assert ((y - exact).abs() <= exact.abs() * rounding + bound * 2**-20).all()
 packed.mask.fill_(-1)
