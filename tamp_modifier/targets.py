@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -103,8 +102,7 @@ def find_targets(
         The targets in order of the model, and the ``ignore`` patterns that matched no module.
 
     Raises:
-        ValueError: a target matches nothing, nothing is left after ignoring, or experts whose
-            routing is unknown.
+        ValueError: a target matches nothing, or nothing is left after ignoring.
     """
     ignore_hits = dict.fromkeys(ignore, False)
     target_hits = dict.fromkeys(targets, False)
@@ -131,9 +129,6 @@ def find_targets(
         raise ValueError(f"targets={missed} match no Linear of the model")
     if not found:
         raise ValueError(f"targets={list(targets)} are all ignored by ignore={list(ignore)}")
-    for target in found:
-        if target.experts is not None:
-            _check_routing(target, containers[target.experts])
     return found, [pattern for pattern, hit in ignore_hits.items() if not hit]
 
 
@@ -175,15 +170,6 @@ def _is_ignored(name: str, module: nn.Linear, ignore: Sequence[str]) -> bool:
     return any(
         is_match(name, module, pattern) or name.startswith(f"{pattern}.") for pattern in ignore
     )
-
-
-def _check_routing(target: Target, experts: nn.Module) -> None:
-    # Llama4's experts get their tokens sorted already, so rows cannot be told apart.
-    if "top_k_index" not in inspect.signature(experts.forward).parameters:
-        raise ValueError(
-            f"{type(experts).__name__} is not told which tokens go to which expert, so "
-            f"{target.name} cannot be pruned. Add 're:.*[.]experts[.].*' to ignore"
-        )
 
 
 def _expert_of(name: str, containers: Iterable[str]) -> tuple[str | None, int | None]:

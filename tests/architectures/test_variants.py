@@ -84,9 +84,8 @@ def test_only_tokens_routed_to_an_expert_are_selected_for_it(tmp_path: Path) -> 
         assert seen[next(name for name in seen if name.endswith("q_proj"))] == total
 
 
-def test_experts_that_are_not_told_their_tokens_are_refused_and_can_be_ignored(
-    tmp_path: Path,
-) -> None:
+@pytest.mark.parametrize("all_experts", [True, False])
+def test_experts_that_get_their_tokens_sorted_are_pruned(tmp_path: Path, all_experts: bool) -> None:
     tower = {
         "hidden_size": 16,
         "intermediate_size": 64,
@@ -109,18 +108,18 @@ def test_experts_that_are_not_told_their_tokens_are_refused_and_can_be_ignored(
     config = tf.Llama4Config(text_config=text, vision_config=tower, image_token_index=IMAGE_ID)
     batches = [tokens(("text", length))[0] for length in (12, 9)]
     model = tf.Llama4ForConditionalGeneration(config).eval()
-    before = snapshot(model)
-    modifier = TAMPModifier(sparsity=0.5)
-    with pytest.raises(ValueError, match="Llama4LinearExperts.*to ignore"):
-        run_oneshot(model, batches, modifier, tmp_path, pipeline="basic")
-    after = model.state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before if name in after)
-
-    modifier = TAMPModifier(sparsity=0.5, ignore=["re:.*[.]experts[.].*"], dense_pipeline="basic")
-    run_oneshot(model, batches, modifier, tmp_path, pipeline="basic")
-    attention = model.language_model.model.layers[1].self_attn.q_proj.weight
-    assert (attention == 0).any()
-    assert not any((p == 0).any() for n, p in model.named_parameters() if "experts." in n)
+    run_oneshot(
+        model,
+        batches,
+        TAMPModifier(dense_pipeline="basic"),
+        tmp_path,
+        pipeline="basic",
+        moe_calibrate_all_experts=all_experts,
+    )
+    experts = [p for name, p in model.named_parameters() if ".experts." in name]
+    zeros = sum(int((p == 0).sum()) for p in experts)
+    assert len(experts) == 4 * 3
+    assert zeros / sum(p.numel() for p in experts) == pytest.approx(0.5, abs=0.1)
 
 
 def test_a_layer_without_attention_weighs_its_tokens_the_same_and_says_so_once(
