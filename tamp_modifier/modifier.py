@@ -17,6 +17,7 @@ from tamp_modifier.batches import TokenTypesFunction, import_function
 from tamp_modifier.masks import parse_mask_structure
 from tamp_modifier.run import PruningRun
 from tamp_modifier.selection import SELECTIONS, Selection, get_selection
+from tamp_modifier.sparse import CONFIG_KEY, config_marker
 from tamp_modifier.tokens import is_multimodal, modality_token_ids, parse_modality_token_ids
 from tamp_modifier.tracing import complete_tracing
 
@@ -213,11 +214,13 @@ class TAMPModifier(Modifier):
         Console(stderr=True).print(self.run.report().table())
 
     def on_finalize(self, state: State, **kwargs: Any) -> bool:
-        """Checks that the zeros are still there and writes the report."""
+        """Checks that the zeros are still there, marks the model, and writes the report."""
         run, self._run = self.run, None
         if not run.finished:
             return True  # refused before; the error has told why
         run.warn_of_lost_zeros()
+        # Saved with the model; by it vLLM knows, through the plugin, to serve the zeros sparse.
+        setattr(state.model.config, CONFIG_KEY, config_marker("dense"))
         if self.report_path is not None:
             run.report().save(self.report_path)
         return True
