@@ -1,19 +1,22 @@
-"""Corrects how llm-compressor's sequential pipeline traces some models.
+"""Corrects how llm-compressor's sequential pipeline traces some models and data.
 
-Tracing turns the model into a graph that is cut at the decoder layers. Three things go wrong on the
-way, none of them with a word:
+Tracing turns the model into a graph that is cut at the decoder layers. Four things go wrong on the
+way, most of them without a word:
 
-- Every argument of the root module's ``forward`` becomes a placeholder, and placeholders that no
-  calibration input fills are deleted with everything computed from them. ``**kwargs`` is one. Where
-  ``forward`` hands it to a wrapped piece of code, as Qwen2.5-Omni's thinker does, that deletes the
-  embeddings and with them every decoder layer: nothing is calibrated.
+- Every argument of the root module's ``forward`` becomes a placeholder, and placeholders that the
+  first calibration batch does not fill are deleted with everything computed from them. ``**kwargs``
+  is one. Where ``forward`` hands it to a wrapped piece of code, as Qwen2.5-Omni's thinker does,
+  that deletes the embeddings and with them every decoder layer: nothing is calibrated.
+- For the same reason, if the first batch is text alone, the pictures of all other batches are
+  ignored; and if the first has a picture, a batch of text alone raises.
 - A config in the graph is written down as a call that makes it anew, without the attention
   implementation of the model. Mistral, Mixtral, Phi3 and Qwen3-MoE make their mask from it: their
   layers then get no mask at all, see the future, and attend to padding.
 - A ModelOutput that enters a wrapped piece of code arrives there as a plain dict, without the
   attributes that the code reads (Qwen2-Audio: ``outputs.labels``), which raises.
 
-All are properties of the tracer, so they are corrected there, once a process, for every modifier.
+All are properties of the tracer and the pipeline, so they are corrected there, once a process, for
+every modifier.
 """
 
 from __future__ import annotations
@@ -22,33 +25,50 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
+from llmcompressor.core import active_session
+from llmcompressor.pipelines.cache import IntermediatesCache
+from llmcompressor.pipelines.sequential import pipeline
 from llmcompressor.pipelines.sequential.helpers import SequentialTracer
 from transformers import PreTrainedConfig
 from transformers.utils import ModelOutput
+
+from tamp_modifier.batches import RepeatableLoader
 
 _DONE = "_tamp_corrected"
 
 
 def complete_tracing() -> None:
-    """Corrects llm-compressor's tracer; a second call does nothing.
+    """Corrects llm-compressor's sequential pipeline; a second call does nothing.
 
     TAMPModifier calls it at initialization, before anything is traced. Call it yourself to use
-    another modifier of llm-compressor on these models in the sequential pipeline.
+    another modifier of llm-compressor on these models and data.
     """
     if getattr(SequentialTracer, _DONE, False):
         return
-    create_proxy, create_arg = SequentialTracer.create_proxy, SequentialTracer.create_arg
+    _keep_what_kwargs_reach(SequentialTracer)
+    _keep_configs_and_outputs(SequentialTracer)
+    _trace_with_every_input()
+    _give_every_batch_every_input(IntermediatesCache)
+    setattr(SequentialTracer, _DONE, True)
+
+
+def _keep_what_kwargs_reach(tracer: Any) -> None:
+    create_proxy = tracer.create_proxy
 
     @wraps(create_proxy)
-    def create_proxy_but_for_kwargs(
-        self: Any, kind: str, target: Any, *args: Any, **kwargs: Any
-    ) -> Any:
+    def corrected(self: Any, kind: str, target: Any, *args: Any, **kwargs: Any) -> Any:
         if kind == "placeholder" and isinstance(target, str) and target.startswith("**"):
             return {}  # calibration inputs fill named arguments only
         return create_proxy(self, kind, target, *args, **kwargs)
 
+    tracer.create_proxy = corrected
+
+
+def _keep_configs_and_outputs(tracer: Any) -> None:
+    create_arg = tracer.create_arg
+
     @wraps(create_arg)
-    def create_arg_of_transformers(self: Any, a: Any) -> Any:
+    def corrected(self: Any, a: Any) -> Any:
         if isinstance(a, PreTrainedConfig):
             return self.create_node("call_function", _returning(a), (), {})
         if isinstance(a, ModelOutput):
@@ -56,9 +76,7 @@ def complete_tracing() -> None:
             return self.create_node("call_function", type(a), (), fields)
         return create_arg(self, a)
 
-    SequentialTracer.create_proxy = create_proxy_but_for_kwargs  # type: ignore[method-assign]
-    SequentialTracer.create_arg = create_arg_of_transformers  # type: ignore[method-assign]
-    setattr(SequentialTracer, _DONE, True)
+    tracer.create_arg = corrected
 
 
 def _returning(config: PreTrainedConfig) -> Callable[[], PreTrainedConfig]:
@@ -68,3 +86,44 @@ def _returning(config: PreTrainedConfig) -> Callable[[], PreTrainedConfig]:
         return config
 
     return model_config
+
+
+def _trace_with_every_input() -> None:
+    trace = pipeline.trace_subgraphs
+
+    @wraps(trace)
+    def corrected(model: Any, sample_input: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        data = active_session().state.data
+        if data is not None and data.calib is not None:
+            sample_input = _with_inputs_of_all(data.calib, sample_input)
+        return trace(model, sample_input, *args, **kwargs)
+
+    pipeline.trace_subgraphs = corrected
+
+
+def _with_inputs_of_all(loader: Any, sample: dict[str, Any]) -> dict[str, Any]:
+    """Adds to a batch the inputs that it lacks and other batches have."""
+    complete = dict(sample)
+    again = RepeatableLoader(loader)
+    for batch in again:
+        for name, value in batch.items():
+            complete.setdefault(name, value)
+    again.rewind()
+    return complete
+
+
+def _give_every_batch_every_input(cache: Any) -> None:
+    from_dataloader = cache.from_dataloader.__func__
+
+    @wraps(from_dataloader)
+    def corrected(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        filled = from_dataloader(cls, *args, **kwargs)
+        batches = filled.batch_intermediates
+        names = dict.fromkeys(name for batch in batches for name in batch)
+        for batch in batches:
+            for name in names:
+                if name not in batch:
+                    batch[name] = cls._offload_value(None, filled.offload_device)
+        return filled
+
+    cache.from_dataloader = classmethod(corrected)

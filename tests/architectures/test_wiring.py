@@ -16,9 +16,8 @@ from torch import nn
 
 from tamp_modifier.attention import attention_weights_from_output, find_attention_module
 from tamp_modifier.diversity import DiversityTracker
-from tamp_modifier.report import PruningReport
 from tamp_modifier.selection import select_amia
-from tests.architectures.inputs import Batch
+from tests.architectures.inputs import Batch, Sample, tokens
 from tests.architectures.models import ARCHITECTURES, Expected, build, eager
 from tests.architectures.test_architectures import prune
 
@@ -83,40 +82,94 @@ class Recorder:
 def importance(recorder: Recorder, name: str, expected: Expected) -> float:
     tracker = DiversityTracker()
     samples = zip(recorder.outputs[name], recorder.tokens[name], expected.token_types, strict=True)
-    for outputs, tokens, types in samples:
-        tracker.update(outputs, types[0][tokens])
+    for outputs, rows, types in samples:
+        tracker.update(outputs, types[0][rows])
     return tracker.importance
 
 
 def selected(recorder: Recorder, name: str, expected: Expected) -> list[list[int]]:
     picks = []
-    for sample, (outputs, tokens) in enumerate(
+    for sample, (outputs, rows) in enumerate(
         zip(recorder.outputs[name], recorder.tokens[name], strict=True)
     ):
-        types = expected.token_types[sample][0][tokens]
+        types = expected.token_types[sample][0][rows]
         if recorder.attention:
-            attention = recorder.attention[sample][tokens]
+            attention = recorder.attention[sample][rows]
         else:
-            attention = torch.full((len(tokens),), 1.0 / max(len(tokens), 1))
-        if len(tokens) == 0:
+            attention = torch.full((len(rows),), 1.0 / max(len(rows), 1))
+        if len(rows) == 0:
             picks.append([])
         else:
-            picks.append(tokens[select_amia(outputs, types, attention)].tolist())
+            picks.append(rows[select_amia(outputs, types, attention)].tolist())
     return picks
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_importance_and_selection_are_those_of_a_plain_forward(name: str, tmp_path: Path) -> None:
-    model, batches, expected = build(name)
+def check_first_layer(name: str, batches: list[Batch], expected: Expected, folder: Path) -> None:
+    """Prunes in the sequential pipeline and compares the first layer with a plain forward."""
+    model, _, _ = build(name)
     plain, _, _ = build(name)
     linearize_moe(plain)
     recorder = Recorder(plain, expected)
     recorder.run(batches)
     assert recorder.names
 
-    report: PruningReport = prune(model, batches, expected, tmp_path)
+    report = prune(model, batches, expected, folder)
+    assert report.tokens == expected.counts()
     for linear in recorder.names:
         entry = report.linears[linear]
         assert entry.importance == pytest.approx(importance(recorder, linear, expected), abs=1e-5)
         assert entry.selected == selected(recorder, linear, expected), linear
         assert entry.tokens_seen == sum(len(picks) for picks in entry.selected)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_importance_and_selection_are_those_of_a_plain_forward(name: str, tmp_path: Path) -> None:
+    _, batches, expected = build(name)
+    check_first_layer(name, batches, expected, tmp_path)
+
+
+TAKES_TEXT_ALONE = [
+    name for name in ARCHITECTURES if name not in ("llama_text", "qwen3_next", "video_llama2_style")
+]
+
+
+def of_text(length: int, like: Batch) -> Sample:
+    inputs, types = tokens(("text", length))
+    for name in ("mm_token_type_ids", "token_type_ids"):
+        if name in like:
+            inputs[name] = torch.zeros_like(types)
+    return inputs, types
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["first", "last"])
+@pytest.mark.parametrize("name", TAKES_TEXT_ALONE)
+def test_a_sample_may_be_text_alone(name: str, first: bool, tmp_path: Path) -> None:
+    _, batches, expected = build(name)
+    text, types = of_text(9, like=batches[0])
+    place = 0 if first else len(batches)
+    batches.insert(place, text)
+    expected.token_types.insert(place, types)
+    check_first_layer(name, batches, expected, tmp_path)
+
+
+def test_every_sample_may_have_another_modality(tmp_path: Path) -> None:
+    _, batches, expected = build("qwen2_5_omni")
+    whole = batches[0]
+    samples = [
+        of_text(9, like=whole),
+        (*tokens(("text", 3), ("image", 4), ("text", 2)), "pixel_values", "image_grid_thw"),
+        (
+            *tokens(("text", 2), ("video", 8), ("text", 5)),
+            "pixel_values_videos",
+            "video_grid_thw",
+            "video_second_per_grid",
+        ),
+        (
+            *tokens(("text", 4), ("audio", 6), ("text", 2)),
+            "input_features",
+            "feature_attention_mask",
+        ),
+    ]
+    batches = [{**inputs, **{n: whole[n] for n in names}} for inputs, _, *names in samples]
+    expected.token_types = [sample[1] for sample in samples]
+    check_first_layer("qwen2_5_omni", batches, expected, tmp_path)
