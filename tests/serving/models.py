@@ -147,7 +147,7 @@ def llava(folder: Path) -> Path:
     model = LlavaForConditionalGeneration(config)
     prune(model)
     save(model, folder, mark_it=False)
-    # What is born in transformers 5 is saved without `vision_model`, a name that vLLM does not know;
+    # Born in transformers 5, it is saved without `vision_model`, a name that vLLM does not know;
     # models from the hub have it, and keep it when they are loaded and saved.
     old, new = "vision_tower.", "vision_tower.vision_model."
     write(folder, {name.replace(old, new): tensor for name, tensor in read(folder).items()})
@@ -155,7 +155,7 @@ def llava(folder: Path) -> Path:
     return folder
 
 
-# -- quantized and sparse, as llm-compressor writes it ---------------------------------------------
+# -- quantized and sparse, as llm-compressor writes it --------------------------------------------
 
 
 def _arguments(bits: int, kind: str, strategy: str, **more: Any) -> dict[str, Any]:

@@ -26,6 +26,7 @@ SMALL = {
     "enforce_eager": True,
     "disable_log_stats": True,
 }
+LOADERS = ("base", "default")
 
 
 def anonymous_bytes() -> int:
@@ -79,11 +80,15 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     from vllm import LLM, SamplingParams
 
     memory = LoadingMemory()
-    logging.getLogger("vllm").addHandler(memory)
+    # Not at the root logger "vllm": vLLM configures that one anew while it starts.
+    loaders = [logging.getLogger(f"vllm.model_executor.model_loader.{n}_loader") for n in LOADERS]
+    for logger in loaders:
+        logger.addHandler(memory)
     try:
         llm = LLM(model=job["model"], **(SMALL | job.get("options", {})))
     finally:
-        logging.getLogger("vllm").removeHandler(memory)
+        for logger in loaders:
+            logger.removeHandler(memory)
     result: dict[str, Any] = {
         "quantization": llm.llm_engine.model_config.quantization,
         "peak": memory.peak - memory.before,

@@ -1,0 +1,118 @@
+"""The pieces of the plugin on their own."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
+from vllm.model_executor.models.utils import WeightsMapper
+
+from tamp_modifier import sparse
+from tamp_modifier.sparse.serialization import config_marker
+from tamp_modifier.vllm_plugin import QUANTIZATION, register
+
+
+class Config:
+    """A transformers config with what a test puts into it."""
+
+    def __init__(self, **fields: object) -> None:
+        self.__dict__.update(fields)
+
+
+def test_vllm_finds_the_plugin() -> None:
+    points = importlib.metadata.entry_points(group="vllm.general_plugins")
+    assert [point.load() for point in points if point.name == QUANTIZATION] == [register]
+
+
+def test_register_twice_is_harmless() -> None:
+    register()
+    register()
+    assert QUANTIZATION_METHODS.count(QUANTIZATION) == 1
+
+
+def test_importing_the_plugin_is_light() -> None:
+    code = (
+        "import sys, tamp_modifier.vllm_plugin\n"
+        "assert not {'vllm', 'torch', 'llmcompressor'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("marker", "wanted", "recognised"),
+    [
+        (config_marker("dense"), None, True),
+        (config_marker("packed", {"a": 1}), None, True),
+        (config_marker("dense"), "fp8", False),  # the user's word counts
+        ({"format": "another"}, None, False),
+        (None, None, False),
+        (None, QUANTIZATION, True),
+    ],
+)
+def test_which_checkpoints_are_recognised(
+    marker: dict[str, object] | None, wanted: str | None, recognised: bool
+) -> None:
+    from tamp_modifier.vllm_plugin.config import TampSparseConfig
+
+    found = TampSparseConfig.override_quantization_method(
+        {"quant_method": ""}, wanted, hf_config=Config(compression_config=marker)
+    )
+    assert found == (QUANTIZATION if recognised else None)
+
+
+def test_other_quantizations_are_refused() -> None:
+    from tamp_modifier.vllm_plugin.config import TampSparseConfig
+
+    with pytest.raises(ValueError, match="'gptq' are not supported"):
+        TampSparseConfig.from_config({"quant_method": "gptq", "bits": 4})
+
+
+def test_fused_linears_are_matched_to_their_parts() -> None:
+    from tamp_modifier.vllm_plugin.config import TampSparseConfig
+    from tamp_modifier.vllm_plugin.marker import Marker
+
+    config = TampSparseConfig()
+    config.packed_modules_mapping = {"qkv_proj": ["q_proj", "k_proj", "v_proj"]}
+    assert config._lookup("model.qkv_proj") == (True, None)  # no list: judged by the zeros
+    config.marker = Marker({"model.q_proj": 1, "model.k_proj": 2, "model.v_proj": 4, "o_proj": 8})
+    assert config._lookup("model.qkv_proj") == (True, 7)
+    assert config._lookup("o_proj") == (True, 8)
+    assert config._lookup("down_proj") == (False, None)
+    del config.marker.linears["model.k_proj"]  # type: ignore[union-attr]
+    assert config._lookup("model.qkv_proj") == (True, None)
+    config.apply_vllm_mapper(WeightsMapper(orig_to_new_prefix={"model.": "language_model."}))
+    assert config._lookup("language_model.qkv_proj") == (True, None)
+
+
+def test_the_mapper_unpacks_in_every_join() -> None:
+    from tamp_modifier.vllm_plugin.weights import UnpackingMapper
+
+    weight = torch.randn(8, 40).bfloat16().relu()
+    tensors = sparse.to_tensors(sparse.pack(weight), "a.weight")
+    stream = [*tensors.items(), ("norm", torch.ones(3))]
+    renaming = WeightsMapper(orig_to_new_prefix={"a.": "b."})
+    for mapper in (renaming | UnpackingMapper(), UnpackingMapper() | renaming):
+        assert isinstance(mapper, UnpackingMapper)
+        out = dict(mapper.apply(iter(stream)))
+        assert out.keys() == {"b.weight", "norm"}
+        assert torch.equal(out["b.weight"], weight)
+
+
+def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
+    from tamp_modifier.vllm_plugin.marker import Marker, check_files
+    from tests.serving.models import WEIGHTS, write
+
+    write(tmp_path, {"a.weight": torch.ones(64, 64)})
+    check_files(tmp_path, Marker())
+    whole = (tmp_path / WEIGHTS).read_bytes()
+    (tmp_path / WEIGHTS).write_bytes(whole[:-100])
+    with pytest.raises(ValueError, match="not a whole safetensors file"):
+        check_files(tmp_path, Marker())
+    (tmp_path / WEIGHTS).unlink()
+    with pytest.raises(ValueError, match="has no safetensors files"):
+        check_files(tmp_path, Marker())
