@@ -51,12 +51,12 @@ def find_attention_module(decoder_layer: nn.Module) -> nn.Module | None:
     Returns:
         The outermost such module, or None (Mamba, linear attention, convolution).
     """
-    inside_recurrent: set[str] = set()
+    recurrent: tuple[str, ...] = ()
     for name, module in decoder_layer.named_modules():
-        if any(name.startswith(prefix) for prefix in inside_recurrent):
+        if name.startswith(recurrent):
             continue
-        if _is_recurrent(module):
-            inside_recurrent.add(f"{name}." if name else "")
+        if module is not decoder_layer and _is_recurrent(module, decoder_layer):
+            recurrent += (f"{name}.",)
             continue
         cross = "cross" in name.lower() or "cross" in type(module).__name__.lower()
         if not cross and any(hasattr(module, part) for part in _QUERY_PROJECTIONS):
@@ -122,9 +122,13 @@ def last_token_attention(weights: torch.Tensor, real_tokens: torch.Tensor) -> li
     return rows
 
 
-def _is_recurrent(module: nn.Module) -> bool:
-    if _RECURRENT_CLASS.search(type(module).__name__) and not isinstance(module, nn.Linear):
-        # A decoder layer may carry the word in its own name (MambaDecoderLayer with attention).
-        if not any(hasattr(module, part) for part in ("self_attn", "input_layernorm")):
-            return True
-    return any(hasattr(module, part) for part in _RECURRENT_PARTS)
+def _is_recurrent(module: nn.Module, layer: nn.Module) -> bool:
+    if any(hasattr(module, part) for part in _RECURRENT_PARTS):
+        return True
+    # The name of the model is no hint: KimiLinearAttention and RecurrentGemmaAttention are softmax.
+    words, others = (re.findall("[A-Z][^A-Z]*", type(m).__name__) for m in (module, layer))
+    same = 0
+    while same < min(len(words), len(others)) and words[same] == others[same]:
+        same += 1
+    own_name = "".join(words[same:]) or type(module).__name__
+    return _RECURRENT_CLASS.search(own_name) is not None

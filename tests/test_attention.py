@@ -99,6 +99,26 @@ def test_mamba_and_linear_attention_layers_have_no_attention_module(name: str) -
     assert type(found[1]).__name__.endswith("Attention")
 
 
+@pytest.mark.parametrize(
+    ("model_class", "attention"),
+    [
+        (tf.MiniMaxForCausalLM, "MiniMaxAttention"),  # the others have lightning attention
+        (tf.KimiLinearForCausalLM, "KimiLinearAttention"),  # delta attention with a q_proj
+        (tf.OlmoHybridForCausalLM, "OlmoHybridAttention"),  # Gated DeltaNet with a q_proj
+        (tf.RecurrentGemmaForCausalLM, "RecurrentGemmaAttention"),
+        (tf.MllamaForCausalLM, "MllamaTextSelfAttention"),  # cross-attention
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_released_hybrids_have_attention_in_some_layers(
+    model_class: type[nn.Module], attention: str
+) -> None:
+    with torch.device("meta"):
+        model = model_class(model_class.config_class())
+    found = [find_attention_module(layer) for layer in model.model.layers]
+    assert {type(module).__name__ for module in found} == {attention, "NoneType"}
+
+
 class _Mixer(nn.Module):
     """A token mixer with projections of the given names."""
 
