@@ -10,6 +10,7 @@ SOURCES = (
     "gemv_avx2.c",
     "gemv_avx512.c",
     "gemv_avx512bf16.c",
+    "gemm_avx512bf16.c",
 )
 
 setup(
@@ -17,7 +18,7 @@ setup(
         Extension(
             "tamp_modifier.sparse._native",  # a plain C library, loaded with ctypes
             [f"{FOLDER}/{source}" for source in SOURCES],
-            depends=[f"{FOLDER}/tamp_sparse.h"],
+            depends=[f"{FOLDER}/tamp_sparse.h", f"{FOLDER}/avx512bf16.h"],
             extra_compile_args=["-O3", "-fvisibility=hidden"],
             optional=True,  # without a compiler the package works through torch
         )

@@ -111,6 +111,11 @@ def available() -> bool:
     return _library() is not None
 
 
+def has_gemm(dtype: torch.dtype) -> bool:
+    """Whether the path in use multiplies any number of rows of x; only where `available`."""
+    return dtype == torch.bfloat16 and _get().tamp_path() == PATHS.index("avx512bf16")
+
+
 def backend() -> str:
     """What multiplies on CPU: one of "avx512bf16", "avx512", "avx2", "portable" and "torch"."""
     library = _library()

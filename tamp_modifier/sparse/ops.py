@@ -20,8 +20,8 @@ from tamp_modifier.sparse.format import (
     unpack_blocks,
 )
 
-# More rows of x than this are multiplied by a dense GEMM with parts of the weight that are expanded
-# one after another; fewer by the sparse kernel.
+# More rows of x than this are multiplied by torch's dense GEMM with parts of the weight that are
+# expanded one after another; fewer by the sparse kernels. These have a GEMM of their own for bf16.
 SPARSE_ROWS = 8
 # The same on a GPU, where the kernels are in Triton. Not measured yet: see docs/benchmarks.md.
 GPU_SPARSE_ROWS = 8
@@ -87,7 +87,7 @@ def _cpu(
     if in_features == 0:
         return out.zero_() if bias is None else out.copy_(bias.expand_as(out))
     rows = x.numel() // in_features
-    if rows <= SPARSE_ROWS and native.available():
+    if native.available() and (rows <= SPARSE_ROWS or native.has_gemm(x.dtype)):
         if not (mask.is_contiguous() and values.is_contiguous() and offsets.is_contiguous()):
             raise ValueError("mask, values and offsets must be contiguous")
         kept = values.shape[0] - padding_length(values.dtype)

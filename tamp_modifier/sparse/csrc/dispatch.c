@@ -92,6 +92,15 @@ typedef struct {
 
 static void multiply_blocks(void *context, int64_t begin, int64_t end) {
     linear_task *task = context;
+#ifdef TAMP_X86
+    if (task->m > MAX_M && task->kernel == tamp_gemv_avx512bf16) {
+        tamp_product product = task->product;
+        product.m = (int)task->m;
+        if (tamp_gemm_avx512bf16(&task->weight, &product, begin, end))
+            __atomic_store_n(&task->corrupt, 1, __ATOMIC_RELAXED);
+        return;
+    }
+#endif
     for (int64_t first = 0; first < task->m; first += MAX_M) {
         tamp_product product = task->product;
         product.m = task->m - first < MAX_M ? (int)(task->m - first) : MAX_M;

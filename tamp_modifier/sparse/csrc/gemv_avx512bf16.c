@@ -8,57 +8,12 @@
  *
  * On Zen 4 the mask move, the expansion and the product share two ports: 3 cycles for 32 columns of a
  * row. vpcompressw also waits for the old contents of its target, hence four targets there. */
-#include "tamp_sparse.h"
+#include "avx512bf16.h"
 
 #ifdef TAMP_X86
-#include <immintrin.h>
 
-/* Without this the kernels wait for memory: the hardware prefetcher alone does not keep up. */
-#define PREFETCH_BYTES 2048
 /* `compressed` pays where 32 columns rarely keep more than 16 values. */
 #define COMPRESSED_DENSITY 0.39
-
-#define INLINE static inline TARGET_AVX512BF16 __attribute__((always_inline))
-
-/* Mask word `row` of a tile, straight from memory: cheaper than through a general register. */
-INLINE __mmask32 load_mask(const uint64_t *tile_mask, int row) {
-    return _load_mask32((__mmask32 *)tile_mask + row);
-}
-
-INLINE __m512bh expand(__mmask32 mask, const uint16_t *values) {
-    return (__m512bh)_mm512_maskz_expand_epi16(mask, _mm512_loadu_si512(values));
-}
-
-INLINE __m512bh load_x(const uint16_t *x) { return (__m512bh)_mm512_loadu_si512(x); }
-
-INLINE void prefetch(const uint16_t *values) {
-    _mm_prefetch((const char *)values + PREFETCH_BYTES, _MM_HINT_T0);
-}
-
-INLINE int64_t count32(uint64_t word) { return __builtin_popcount((uint32_t)word); }
-
-INLINE const uint64_t *mask_pairs(const tamp_weight *w, int64_t block) {
-    return (const uint64_t *)(w->mask + block * w->tiles * BLOCK_ROWS);
-}
-
-INLINE const uint16_t *block_values(const tamp_weight *w, int64_t block) {
-    return (const uint16_t *)w->values + w->offsets[block];
-}
-
-INLINE __m512 unpack_add_pd(__m512 a, __m512 b) {
-    const __m512d x = _mm512_castps_pd(a), y = _mm512_castps_pd(b);
-    return _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)),
-                         _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
-}
-
-/* The sums of four registers. */
-INLINE void reduce4(__m512 a, __m512 b, __m512 c, __m512 d, float *sums) {
-    const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-    const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
-    const __m512 abcd = unpack_add_pd(ab, cd);
-    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(abcd), _mm512_extractf32x8_ps(abcd, 1));
-    _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
-}
 
 INLINE int four_rows(const tamp_weight *w, const tamp_product *p, int64_t begin, int64_t end,
                      const int m) {
@@ -91,11 +46,8 @@ INLINE int four_rows(const tamp_weight *w, const tamp_product *p, int64_t begin,
         }
         if (values != block_values(w, block + 1)) return 1;
 #pragma GCC unroll 6
-        for (int i = 0; i < m; i++) {
-            float result[4];
-            reduce4(sums[0][i], sums[1][i], sums[2][i], sums[3][i], result);
-            store_sums(w, p, block, i, result);
-        }
+        for (int i = 0; i < m; i++)
+            store_block(w, p, block, i, reduce4(sums[0][i], sums[1][i], sums[2][i], sums[3][i]));
     }
     return 0;
 }
@@ -106,7 +58,7 @@ INLINE int two_rows(const tamp_weight *w, const tamp_product *p, int64_t begin, 
     for (int64_t block = begin; block < end; block++) {
         if (!block_is_safe(w, block)) return 1;
         const uint64_t *mask = mask_pairs(w, block);
-        float results[MAX_M][BLOCK_ROWS];
+        __m128 upper[MAX_M / 2]; /* sums of the first two rows, for two rows of x */
         for (int half = 0; half < 2; half++) {
             const uint16_t *values = block_values(w, block);
             __m512 sums[2][MAX_M];
@@ -131,16 +83,20 @@ INLINE int two_rows(const tamp_weight *w, const tamp_product *p, int64_t begin, 
                 }
             }
             if (values != block_values(w, block + 1)) return 1;
-#pragma GCC unroll 8
+#pragma GCC unroll 4
             for (int i = 0; i < m; i += 2) {
                 const int other = i + 1 < m ? i + 1 : i;
-                float result[4];
-                reduce4(sums[0][i], sums[1][i], sums[0][other], sums[1][other], result);
-                results[i][2 * half] = result[0], results[i][2 * half + 1] = result[1];
-                results[other][2 * half] = result[2], results[other][2 * half + 1] = result[3];
+                const __m128 lower =
+                    reduce4(sums[0][i], sums[1][i], sums[0][other], sums[1][other]);
+                if (half == 0) {
+                    upper[i / 2] = lower;
+                } else {
+                    store_block(w, p, block, i, _mm_movelh_ps(upper[i / 2], lower));
+                    if (i + 1 < m)
+                        store_block(w, p, block, i + 1, _mm_movehl_ps(lower, upper[i / 2]));
+                }
             }
         }
-        for (int i = 0; i < m; i++) store_sums(w, p, block, i, results[i]);
     }
     return 0;
 }
@@ -195,14 +151,12 @@ static TARGET_AVX512BF16 int compressed(const tamp_weight *w, const tamp_product
             values = next;
         }
         if (values != block_values(w, block + 1)) return 1;
-        float result[4];
-        reduce4(_mm512_zextps256_ps512(sum0), _mm512_zextps256_ps512(sum1),
-                _mm512_zextps256_ps512(sum2), _mm512_zextps256_ps512(sum3), result);
-        const float total = (result[0] + result[1] + result[2] + result[3]) * 0.0f;
-        if (total != 0.0f) { /* an Inf or NaN, perhaps of another row */
+        const __m128 sums = reduce4(_mm512_zextps256_ps512(sum0), _mm512_zextps256_ps512(sum1),
+                                    _mm512_zextps256_ps512(sum2), _mm512_zextps256_ps512(sum3));
+        if (_mm_fpclass_ps_mask(sums, 0x99)) { /* an Inf or NaN, perhaps of another row's value */
             if (four_rows_1(w, p, block, block + 1)) return 1;
         } else {
-            store_sums(w, p, block, 0, result);
+            store_block(w, p, block, 0, sums);
         }
     }
     return 0;

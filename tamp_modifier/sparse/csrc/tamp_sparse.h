@@ -58,6 +58,9 @@ int tamp_gemv_avx2(const tamp_weight *w, const tamp_product *p, int64_t begin, i
 int tamp_gemv_avx512(const tamp_weight *w, const tamp_product *p, int64_t begin, int64_t end);
 int tamp_gemv_avx512bf16(const tamp_weight *w, const tamp_product *p, int64_t begin, int64_t end);
 
+/* Any m; bf16 only. */
+int tamp_gemm_avx512bf16(const tamp_weight *w, const tamp_product *p, int64_t begin, int64_t end);
+
 /* The path in use; tamp_set_path sets it, the best one of this CPU or a lower one. */
 int tamp_path(void);
 /* Calls work(context, begin, end) on ranges that cover [0, count), in parallel where OpenMP runs. */

@@ -1,0 +1,224 @@
+"""How fast one Linear is: dense kernels against the sparse one, beside the physical limit.
+
+One thread (or one GPU). All kernels of a shape take turns, so that none finds its weight in the
+cache, and the fastest of the rounds counts. The limit is the ratio of bytes: what a kernel bound by
+memory traffic could gain over a dense one that is bound by it too.
+
+    python benchmarks/kernels.py --output output/bench-kernels.json [--markdown]
+
+Dense kernels: torch's linear; oneDNN with a prepacked weight, through torch and, where vLLM is
+installed, through vLLM as it calls it; zentorch where it is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from datetime import date
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+from torch import Tensor
+
+from tamp_modifier import sparse
+
+SHAPES = ("4096x4096", "14336x4096", "4096x14336")
+SPARSITIES = (0.5, 0.6, 0.7)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 256)
+Kernel = Callable[[Tensor], Tensor]
+
+
+def multiply(packed: sparse.PackedWeight, x: Tensor) -> Tensor:
+    """The kernel that is measured."""
+    return sparse.linear(x, packed)
+
+
+def dense_kernels(weight: Tensor) -> dict[str, Kernel]:
+    """Every dense kernel that this machine can run, by name."""
+    kernels: dict[str, Kernel] = {"torch": lambda x: torch.nn.functional.linear(x, weight)}
+    if weight.device.type != "cpu":
+        return kernels
+    if torch.backends.mkldnn.is_available():
+        prepacked: dict[int, Tensor] = {}
+
+        def onednn(x: Tensor) -> Tensor:
+            rows = x.shape[0]
+            if rows not in prepacked:
+                prepacked.clear()  # the layout depends on the number of rows
+                prepacked[rows] = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+            packed = prepacked[rows]
+            return torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+
+        kernels["oneDNN"] = onednn
+    try:
+        from vllm import _custom_ops
+        from vllm.platforms import current_platform
+
+        current_platform.import_kernels()
+        handler = _custom_ops.create_onednn_mm(weight.t(), 32)
+        kernels["vLLM"] = lambda x: _custom_ops.onednn_mm(handler, x, None)
+    except (ImportError, AttributeError, RuntimeError) as error:
+        print(f"vLLM's oneDNN is left out: {error}")
+    try:
+        import zentorch  # noqa: F401
+
+        ops = torch.ops.zentorch
+        zen = ops.zentorch_weight_prepack_for_linear(weight)
+        kernels["zentorch"] = lambda x: ops.zentorch_linear_unary(
+            x, zen, None, is_weight_prepacked=True
+        )
+    except (ImportError, AttributeError, RuntimeError) as error:
+        print(f"zentorch is left out: {error}")
+    return kernels
+
+
+def seconds_of(kernel: Kernel, x: Tensor, scratch: Tensor | None) -> float:
+    """Time of one call; on a GPU between events, after `scratch` has emptied the cache."""
+    if scratch is None:
+        start = time.perf_counter()
+        kernel(x)
+        return time.perf_counter() - start
+    scratch.zero_()
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    kernel(x)
+    end.record()
+    torch.cuda.synchronize()
+    return begin.elapsed_time(end) / 1e3
+
+
+def fastest(
+    kernels: dict[str, Kernel], x: Tensor, rounds: int, scratch: Tensor | None
+) -> dict[str, float]:
+    """Least time of each kernel over `rounds`, in which all take turns."""
+    best = dict.fromkeys(kernels, float("inf"))
+    for kernel in kernels.values():
+        kernel(x)
+    for _ in range(rounds):
+        for name, kernel in kernels.items():
+            best[name] = min(best[name], seconds_of(kernel, x, scratch))
+    return best
+
+
+def measure_shape(shape: tuple[int, int], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """All rows of the table for one shape."""
+    torch.manual_seed(0)
+    dtype = getattr(torch, args.dtype)
+    weight = torch.randn(shape).to(dtype)
+    scratch = None if args.device == "cpu" else torch.empty(1 << 28, device=args.device)
+    kernels = dense_kernels(weight.to(args.device))
+    dense_names = list(kernels)
+    limits, pruned = {}, {}
+    for sparsity in args.sparsities:
+        pruned[sparsity] = weight * (torch.rand(shape) >= sparsity)
+        packed = sparse.pack(pruned[sparsity]).to(args.device)
+        limits[sparsity] = weight.nbytes / packed.nbytes
+        kernels[f"sparse {sparsity}"] = partial(multiply, packed)
+    results = []
+    for rows in args.rows:
+        x = torch.randn(rows, shape[1]).to(dtype).to(args.device)
+        for sparsity in args.sparsities:
+            ours = kernels[f"sparse {sparsity}"](x).float().cpu()
+            exact = x.float().cpu() @ pruned[sparsity].float().t()
+            error = float((ours - exact).abs().max() / exact.abs().max())
+            if not error < 2e-2:
+                raise RuntimeError(f"{shape} at {sparsity}: wrong result, error {error}")
+        rounds = max(3, args.rounds if rows <= 8 else args.rounds * 8 // rows)
+        best = fastest(kernels, x, rounds, scratch)
+        dense = {name: best[name] for name in dense_names}
+        name = min(dense, key=lambda key: dense[key])
+        for sparsity in args.sparsities:
+            ours_seconds = best[f"sparse {sparsity}"]
+            results.append(
+                {
+                    "shape": list(shape),
+                    "rows": rows,
+                    "sparsity": sparsity,
+                    "dense_seconds": dense,
+                    "best_dense": name,
+                    "sparse_seconds": ours_seconds,
+                    "ratio": dense[name] / ours_seconds,
+                    "limit": limits[sparsity],
+                    "gigabytes_per_second": weight.nbytes / limits[sparsity] / ours_seconds / 1e9,
+                }
+            )
+    return results
+
+
+def table(results: list[dict[str, Any]], markdown: bool) -> str:
+    """One line per shape and number of rows; times in microseconds, ratios to the best dense."""
+    names = list(results[0]["dense_seconds"])
+    sparsities = sorted({result["sparsity"] for result in results})
+    head = ["out x in", "M", *names]
+    for sparsity in sparsities:
+        limit = max(r["limit"] for r in results if r["sparsity"] == sparsity)
+        head += [f"sparse {sparsity:.0%}", f"ratio (limit {limit:.2f})"]
+    lines = []
+    for shape, rows in dict.fromkeys((tuple(r["shape"]), r["rows"]) for r in results):
+        group = [r for r in results if tuple(r["shape"]) == shape and r["rows"] == rows]
+        line = ["x".join(map(str, shape)), str(rows)]
+        line += [f"{group[0]['dense_seconds'][name] * 1e6:.0f}" for name in names]
+        for result in group:
+            line += [f"{result['sparse_seconds'] * 1e6:.0f}", f"{result['ratio']:.2f}"]
+        lines.append(line)
+    if markdown:
+        rule = ["---"] + ["---:"] * (len(head) - 1)
+        return "\n".join("| " + " | ".join(line) + " |" for line in [head, rule, *lines])
+    widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        for line in [head, *lines]
+    )
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers depend on."""
+    model = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text().splitlines()
+        model = next((line.split(":")[1].strip() for line in lines if "model name" in line), model)
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "torch": torch.__version__,
+        "path": sparse.backend(),
+        "date": date.today().isoformat(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shapes", nargs="+", default=SHAPES, metavar="OUTxIN")
+    parser.add_argument("--sparsities", nargs="+", type=float, default=SPARSITIES)
+    parser.add_argument("--rows", nargs="+", type=int, default=ROWS, help="rows of x (M)")
+    parser.add_argument("--rounds", type=int, default=40, help="rounds for up to 8 rows of x")
+    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--output", type=Path, help="JSON file with all numbers")
+    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    results: list[dict[str, Any]] = []
+    with torch.inference_mode():
+        for text in args.shapes:
+            out_features, in_features = (int(size) for size in text.split("x"))
+            results += measure_shape((out_features, in_features), args)
+    print(table(results, args.markdown))
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        content = {"machine": machine(), "dtype": args.dtype, "results": results}
+        args.output.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
