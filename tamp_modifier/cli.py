@@ -34,7 +34,7 @@ def _add_demo(subparsers: Any) -> None:
         "--samples", type=_positive, default=32, help="calibration samples (default: %(default)s)"
     )
     parser.add_argument(
-        "--items", type=_positive, default=40, help="questions per task (default: %(default)s)"
+        "--items", type=_positive, default=50, help="questions per task (default: %(default)s)"
     )
     parser.set_defaults(run=_run_demo)
 

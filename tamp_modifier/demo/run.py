@@ -77,7 +77,7 @@ def setting_label(sparsity: float, mask_structure: str) -> str:
 
 
 def run_demo(
-    output: Path, samples: int = 32, items: int = 100, folder: Path | None = None
+    output: Path, samples: int = 32, items: int = 50, folder: Path | None = None
 ) -> list[Run]:
     """Runs the whole comparison, prints the table and writes JSON, figures and reports.
 
