@@ -10,7 +10,7 @@ import torch
 
 from tamp_modifier import TAMPModifier
 from tamp_modifier.report import PruningReport
-from tests.architectures.inputs import Batch
+from tests.architectures.inputs import PADDING, Batch, pad_together
 from tests.architectures.models import ARCHITECTURES, Expected, build
 from tests.running import prune as run_oneshot
 
@@ -109,21 +109,35 @@ def test_every_linear_of_the_text_decoder_is_pruned_and_nothing_else(
     assert report.samples == len(batches)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_a_padded_batch_gives_the_masks_of_single_samples(name: str, tmp_path: Path) -> None:
-    padded, padded_batches, padded_expected = build(name, padded=True)
-    single, single_batches, expected = build(name)
-    # The padded batches are samples 0, 1 and 1, 2.
-    single_batches = [single_batches[i] for i in (0, 1, 1, 2)]
+def check_padding(name: str, left: bool, folder: Path) -> None:
+    """Prunes with batches of samples 0, 1 and 1, 2, and with the same samples one by one."""
+    single, batches, expected = build(name)
+    samples = [(batches[i], expected.token_types[i]) for i in (0, 1, 1, 2)]
+    joined = [pad_together(samples[:2], left), pad_together(samples[2:], left)]
+    assert any((types == PADDING).any() for _, types in joined)
+    expected.token_types = [types for _, types in samples]
+    padded, _, padded_expected = build(name)
+    padded_expected.token_types = [types for _, types in joined]
     before = snapshot(padded)
 
-    padded_report = prune(padded, padded_batches, padded_expected, tmp_path / "padded")
-    single_report = prune(single, single_batches, expected, tmp_path / "single")
+    batches = [inputs for inputs, _ in joined]
+    padded_report = prune(padded, batches, padded_expected, folder / "padded")
+    report = prune(single, [inputs for inputs, _ in samples], expected, folder / "single")
 
     check_pruned(padded, padded_expected, before, padded_report)
-    assert padded_report.tokens == single_report.tokens == padded_expected.counts()
-    assert padded_report.samples == single_report.samples == 4
+    assert padded_report.tokens == report.tokens == expected.counts()
+    assert padded_report.samples == report.samples == 4
     for target in expected.targets:
         kept = padded.get_submodule(target).weight != 0
         kept_alone = single.get_submodule(target).weight != 0
         assert torch.equal(kept, kept_alone), target
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_padded_batch_gives_the_masks_of_single_samples(name: str, tmp_path: Path) -> None:
+    check_padding(name, True, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["llava_mistral", "qwen2_5_omni", "gemma3", "qwen3_vl_moe"])
+def test_padding_may_be_on_the_right(name: str, tmp_path: Path) -> None:
+    check_padding(name, False, tmp_path)
