@@ -19,7 +19,7 @@ setup(
             "tamp_modifier.sparse._native",  # a plain C library, loaded with ctypes
             [f"{FOLDER}/{source}" for source in SOURCES],
             depends=[f"{FOLDER}/tamp_sparse.h", f"{FOLDER}/avx512bf16.h"],
-            extra_compile_args=["-O3", "-fvisibility=hidden"],
+            extra_compile_args=["-O3", "-g0", "-fvisibility=hidden"],
             optional=True,  # without a compiler the package works through torch
         )
     ]
