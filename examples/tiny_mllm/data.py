@@ -54,10 +54,22 @@ PATCH_GROUPS = (
 )
 """The words among which each entry of `patch_words` chooses."""
 
-TASK_WEIGHTS = {"where": 1.5, "count": 1.5, "relation": 2.0, "presence": 1.5, "background": 0.5}
+TASK_WEIGHTS = {
+    "what": 0.6,
+    "where": 3.0,
+    "count": 3.0,
+    "colour": 1.2,
+    "relation": 2.5,
+    "presence": 3.0,
+    "background": 0.3,
+    "number": 4.0,  # only some pictures have one
+    "category": 0.6,
+}
 QUESTION_WEIGHT = 0.1
 CAPTION_WEIGHT = 0.5
-TEXT_SHARE = 0.2
+TEXT_SHARE = 0.1
+NUMBER_SHARE = 0.4
+CAPTION_SHARE = 0.3
 
 Batch = dict[str, Tensor]
 
@@ -109,8 +121,8 @@ def patch_batch(seed: int, step: int, size: int, hardness: float = 1.0) -> Batch
 
 def _questions(scene: Scene, rng: random.Random) -> list[Question]:
     """More than enough different questions for a row, in random order."""
-    found = [caption(scene)] if rng.random() < 0.7 else []
-    weights = [TASK_WEIGHTS.get(task, 1.0) for task in PICTURE_TASKS]
+    found = [caption(scene)] if rng.random() < CAPTION_SHARE else []
+    weights = [TASK_WEIGHTS[task] for task in PICTURE_TASKS]
     for _ in range(40):
         if rng.random() < TEXT_SHARE:
             found.append(text_question(rng.choice(TEXT_TASKS), rng))
@@ -147,7 +159,7 @@ def question_batch(words: WordIds, seed: int, step: int, size: int, chunks: int)
     scenes = []
     for row in range(size):
         rng = random.Random(f"train/{seed}/questions/{step}/{row}")
-        scene = sample_scene(rng)
+        scene = sample_scene(rng, number=rng.random() < NUMBER_SHARE)
         scenes.append(scene)
         ids[row, :2] = torch.tensor([words.bos, words.user])
         ids[row, 2:PREFIX] = words.image

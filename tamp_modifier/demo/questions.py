@@ -157,13 +157,9 @@ def _presence(scene: Scene, rng: random.Random, wanted: str | None) -> Question 
 
 
 def _background(scene: Scene, rng: random.Random, wanted: str | None) -> Question | None:
-    colour = rng.random() < 0.6 if wanted is None else wanted in BACKGROUNDS
-    answer = scene.background if colour else scene.texture
-    if wanted not in (None, answer):
+    if wanted not in (None, scene.background):
         return None
-    if colour:
-        return Question("background", "what colour is the background ?", answer)
-    return Question("background", "what pattern is the background ?", answer)
+    return Question("background", "what colour is the background ?", scene.background)
 
 
 def _number(scene: Scene, rng: random.Random, wanted: str | None) -> Question | None:
@@ -193,7 +189,7 @@ _PICTURE: dict[str, tuple[_Ask, tuple[str, ...]]] = {
     "colour": (_colour, tuple(COLOURS)),
     "relation": (_relation, ("first", "second")),
     "presence": (_presence, ("yes", "no")),
-    "background": (_background, tuple(BACKGROUNDS) + TEXTURES),
+    "background": (_background, tuple(BACKGROUNDS)),
     "number": (_number, ("2", "3")),
     "category": (_category, tuple(CATEGORIES)),
 }

@@ -7,7 +7,8 @@ from transformers import AttentionInterface
 
 from examples.tiny_mllm.attention import packed_attention
 from examples.tiny_mllm.data import CHUNK, PREFIX, patch_batch, patch_targets, question_batch
-from examples.tiny_mllm.train import build_model, parse, set_attention, train
+from examples.tiny_mllm.model import build_model, plant_lookup, set_attention
+from examples.tiny_mllm.train import parse, train
 from tamp_modifier.demo.processing import WordIds
 
 SMALL = "--tower-steps 1 --tower-batch 2 --batch 1 --chunks 1 --layers 1 --tower-layers 1"
@@ -106,3 +107,23 @@ def test_attention_without_a_mask_sees_everything():
     output, weights = packed_attention(torch.nn.Identity(), query, key, value, None)
     assert weights is None
     torch.testing.assert_close(output.transpose(1, 2), expected)
+
+
+def test_planted_heads_look_up_what_a_word_names():
+    torch.manual_seed(0)
+    words = WordIds()
+    model = build_model(words, 2, 1)
+    with torch.no_grad():  # as after the patch phase: features and words share one space
+        embeddings = model.get_input_embeddings().weight
+        embeddings.copy_(torch.randn_like(embeddings))
+    plant_lookup(model, words)
+    attention = model.model.language_model.layers[1].self_attn
+    norm = model.model.language_model.layers[1].input_layernorm
+    table = torch.nn.functional.normalize(embeddings, dim=-1)
+    star, ring, red = (table[words(word)[0]] for word in ("star", "ring", "red"))
+    patches = norm(torch.stack([ring + red, star + red]))
+    width = model.config.text_config.head_dim
+    keys = patches @ attention.k_proj.weight[-width:].T
+    for word, found in ((star, 1), (ring, 0)):
+        query = attention.q_proj.weight[-width:] @ norm(word[None])[0]
+        assert (keys @ query / width**0.5).softmax(-1)[found] > 0.8
