@@ -99,6 +99,10 @@ test-serve: $(SERVE_STAMP) ## real vLLM: in process and as a server on 127.0.0.1
 bench-calibration: $(STAMP) ## time and memory of TAMP, Wanda and SparseGPT
 	@$(BIN)/python benchmarks/calibration.py --output output/bench-calibration.json
 
+.PHONY: bench-kernels
+bench-kernels: $(SERVE_STAMP) ## one Linear: the sparse kernel against torch, oneDNN and vLLM
+	@$(SERVE_BIN)/python benchmarks/kernels.py --output output/bench-kernels.json
+
 .PHONY: bench-serving
 bench-serving: $(SERVE_STAMP) ## memory and speed of vLLM, dense against sparse
 	@$(SERVE_BIN)/python benchmarks/serving.py --output output/bench-serving.json
