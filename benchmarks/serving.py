@@ -4,8 +4,8 @@
 
 Runs in the serving environment. Every engine is a process of its own, bound to one core or to two.
 Steps of the engine are timed: the first step of a batch is the prefill of its prompts, each later
-one gives a token to every sequence; the fastest counts. The limit is what a decode step has to read:
-the bytes of the weights, dense against packed.
+one gives a token to every sequence; the fastest counts. The limit is what a decode step has to
+read: the bytes of the weights, dense against packed.
 """
 
 from __future__ import annotations
@@ -363,8 +363,8 @@ def markdown(results: dict[str, Any]) -> str:
     lines += [
         "",
         f"{results['cpu']}, {results['cores']} cores, {results['date'][:10]}, vLLM 0.32.0 on CPU, "
-        f"eager; prompts of {results['prompt']} tokens. The limit is for batch size 1: the measured "
-        "read bandwidth over the bytes of the weights that a step reads, and the ratio of the bytes.",
+        f"eager; prompts of {results['prompt']} tokens. The limit is for batch size 1: the read "
+        "bandwidth, measured, over the bytes of the weights that a step reads, and their ratio.",
     ]
     return "\n".join(lines).lstrip()
 

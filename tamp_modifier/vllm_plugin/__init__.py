@@ -8,7 +8,7 @@ on the command line. Imports vllm and `tamp_modifier.sparse` only, and nothing a
 from __future__ import annotations
 
 QUANTIZATION = "tamp_sparse"
-"""The method's name in vLLM; ``--quantization tamp_sparse`` serves a pruned model without a marker."""
+"""The name in vLLM; with ``--quantization tamp_sparse`` a pruned model needs no marker."""
 
 
 def register() -> None:

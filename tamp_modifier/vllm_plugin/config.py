@@ -24,7 +24,7 @@ from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tenso
 from vllm.model_executor.models.utils import WeightsMapper
 
 from tamp_modifier.vllm_plugin import QUANTIZATION
-from tamp_modifier.vllm_plugin.linear import SparseLinearMethod
+from tamp_modifier.vllm_plugin.linear import SparseLinearMethod, Summary
 from tamp_modifier.vllm_plugin.marker import Marker, check_files, find_marker
 from tamp_modifier.vllm_plugin.quantized import sparse_method
 from tamp_modifier.vllm_plugin.weights import UnpackingMapper
@@ -43,6 +43,7 @@ class TampSparseConfig(QuantizationConfig):
         super().__init__()
         self.marker = Marker()  # without one in config.json every Linear is judged by its zeros
         self.inner = inner
+        self.summary = Summary()
 
     # -- what vLLM asks before it builds the model ------------------------------------------------
 
@@ -132,7 +133,7 @@ class TampSparseConfig(QuantizationConfig):
         pruned, expected = self._lookup(prefix)
         if not pruned:
             return method
-        chosen = sparse_method(method, layer, prefix, expected)
+        chosen = sparse_method(method, layer, prefix, expected, self.summary)
         if isinstance(chosen, SparseLinearMethod) and get_current_vllm_config().lora_config:
             raise ValueError(
                 f"{prefix}: LoRA adapters on sparse Linears are not supported; leave out "

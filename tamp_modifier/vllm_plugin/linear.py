@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -15,12 +16,38 @@ from vllm.model_executor.layers.linear import (
 from tamp_modifier import sparse
 from tamp_modifier.vllm_plugin.loading import DeferredWeight, release_memory
 
-logger = init_logger(__name__)
+logger = init_logger("vllm.plugins.tamp_sparse")  # vLLM shows only what is below "vllm"
 
 # vLLM sets and reads attributes of its layers freely, so they are `Any` to the type checker.
 
 # Below this a packed weight saves too little to pay for expanding it at large batch sizes.
 MIN_SPARSITY = 0.2
+
+
+@dataclasses.dataclass
+class Summary:
+    """Adds up what is kept how, so that one line of vLLM's log tells it when all is loaded."""
+
+    expected: int = 0
+    loaded: int = 0
+    packed: int = 0
+    dense_bytes: int = 0
+    kept_bytes: int = 0
+
+    def add(self, dense_bytes: int, packed_bytes: int | None) -> None:
+        """Count a loaded Linear; `packed_bytes` is None for one that stays dense."""
+        self.loaded += 1
+        self.packed += packed_bytes is not None
+        self.dense_bytes += dense_bytes
+        self.kept_bytes += dense_bytes if packed_bytes is None else packed_bytes
+        if self.loaded == self.expected:
+            logger.info(
+                "%d of %d pruned Linears are served sparse: %.1f MiB instead of %.1f MiB",
+                self.packed,
+                self.loaded,
+                self.kept_bytes / 2**20,
+                self.dense_bytes / 2**20,
+            )
 
 
 def keep_packed(layer: Any, packed: sparse.PackedWeight) -> None:
@@ -67,15 +94,20 @@ class SparseLinearMethod(LinearMethodBase):
         dense: vLLM's method for the same Linear without sparsity.
         name: the layer's name, for messages.
         expected: non-zero weights of the Linear according to config.json, None if not listed.
+        summary: what the Linear is added to.
     """
 
     # The weight is no parameter that a checkpoint could fill: vLLM's own check must skip it.
     uses_meta_device = True
 
-    def __init__(self, dense: LinearMethodBase, name: str, expected: int | None = None) -> None:
+    def __init__(
+        self, dense: LinearMethodBase, name: str, expected: int | None, summary: Summary
+    ) -> None:
         self.dense = dense
         self.name = name
         self.expected = expected
+        self.summary = summary
+        summary.expected += 1
 
     def create_weights(
         self,
@@ -104,13 +136,15 @@ class SparseLinearMethod(LinearMethodBase):
 
     def _pack(self, layer: Any, weight: Tensor) -> None:
         packed = sparse.pack(weight)
-        check_kept(self.name, packed.kept, self.expected, whole=not self.sliced)
+        whole = not (self.sliced or self.deferred.converted)
+        check_kept(self.name, packed.kept, self.expected, whole)
         if packed.sparsity < MIN_SPARSITY:
-            logger.info("%s has %.0f %% zeros and stays dense", self.name, 100 * packed.sparsity)
             layer.weight = nn.Parameter(weight, requires_grad=False)
             layer.quant_method = self.dense
+            self.summary.add(weight.nbytes, None)
         else:
             keep_packed(layer, packed)
+            self.summary.add(weight.nbytes, packed.nbytes)
         del weight
         release_memory()
 

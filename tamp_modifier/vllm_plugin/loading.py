@@ -53,14 +53,15 @@ class DeferredWeight:
         self.name = name
         self.loaded = 0
         self.total = weight.numel()
+        self.converted = False  # whether the checkpoint has another dtype
         self.device = weight.device
         self.dense: Tensor | None = None
         self._loader: Callable[..., Any] = weight.weight_loader
         self._signature = inspect.signature(self._loader)
         self._when_full = when_full
         del layer.weight
-        self._meta = to_meta_tensor(weight)
-        self._meta.weight_loader = self.load  # type: ignore[attr-defined]
+        self._meta: Any = to_meta_tensor(weight)
+        self._meta.weight_loader = self.load
         layer.register_parameter("weight", self._meta)
 
     @property
@@ -88,6 +89,7 @@ class DeferredWeight:
                 f"{self.name}: the checkpoint's weight has dtype {_short(loaded_weight.dtype)}, "
                 f"allowed are {', '.join(map(_short, allowed))}"
             )
+        self.converted |= loaded_weight.dtype != self._meta.dtype
         if self.dense is None:
             with self.device:
                 self.dense = materialize_meta_tensor(self._meta)

@@ -24,7 +24,7 @@ from vllm.model_executor.layers.quantization.utils.w8a8_utils import convert_to_
 from vllm.platforms import current_platform
 
 from tamp_modifier import sparse
-from tamp_modifier.vllm_plugin.linear import SparseLinearMethod
+from tamp_modifier.vllm_plugin.linear import SparseLinearMethod, Summary
 
 
 @torch.library.custom_op("tamp_modifier::expand", mutates_args=())
@@ -99,12 +99,12 @@ def _fp8_product(layer: Any, rows: Tensor, weight: Tensor) -> tuple[Tensor, Tens
 
 
 def sparse_method(
-    dense: LinearMethodBase, layer: Any, name: str, expected: int | None
+    dense: LinearMethodBase, layer: Any, name: str, expected: int | None, summary: Summary
 ) -> LinearMethodBase:
     """The method that keeps `layer` packed, or `dense` itself where it must stay as it is."""
     scheme = getattr(layer, "scheme", None)
     if scheme is None:
-        return SparseLinearMethod(dense, name, expected)
+        return SparseLinearMethod(dense, name, expected, summary)
     if takes_over(scheme):
-        return SparseQuantizedLinearMethod(dense, name, expected)
+        return SparseQuantizedLinearMethod(dense, name, expected, summary)
     return dense

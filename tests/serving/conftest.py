@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
+from tamp_modifier.demo.evaluation import evaluation_samples
+from tamp_modifier.demo.pictures import draw
+from tamp_modifier.demo.questions import PICTURE_TASKS, TEXT_TASKS
 from tamp_modifier.sparse.checkpoint import pack_checkpoint
 from tests.serving import models
 from tests.serving.harness import run_jobs
@@ -17,7 +19,8 @@ TEXTS = [
     "<bos> <user> how many blue circles are there ? <assistant>",
     "<bos> <user> a <assistant>",
 ]
-QUESTIONS = ["what is red ?", "how many ?"]
+QUESTIONS = 100
+"""With a picture, and as many without."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,14 +37,18 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def pictures(work: Path) -> list[Path]:
-    """Two small pictures with different contents."""
-    paths = []
-    for index, colour in enumerate(((200, 40, 40), (40, 60, 220))):
-        picture = Image.radial_gradient("L").resize((96, 96)).convert("RGB")
-        paths.append(work / f"picture{index}.png")
-        Image.blend(picture, Image.new("RGB", (96, 96), colour), 0.6).save(paths[-1])
-    return paths
+def questions(work: Path) -> list[dict[str, str]]:
+    """Questions to the model in the box: its evaluation's, with a picture and without."""
+    found = []
+    for tasks in (PICTURE_TASKS, TEXT_TASKS):
+        samples = [evaluation_samples(task, -(-QUESTIONS // len(tasks))) for task in tasks]
+        for sample in [s for group in zip(*samples, strict=True) for s in group][:QUESTIONS]:
+            entry = {"question": sample.question.question}
+            if sample.scene is not None:
+                entry["picture"] = str(work / f"picture{len(found)}.png")
+                draw(sample.scene).save(entry["picture"])
+            found.append(entry)
+    return found
 
 
 @pytest.fixture(scope="session")
@@ -50,54 +57,54 @@ def checkpoints(work: Path) -> dict[str, Path]:
     folders = {
         "llama": models.llama(work / "llama"),
         "qwen": models.qwen(work / "qwen"),
-        "llava": models.llava(work / "llava"),
+        "box": models.box(work / "box"),
     }
     folders["fp8"] = models.fp8(folders["llama"], work / "fp8")
     folders["fp8-tensor"] = models.fp8(folders["llama"], work / "fp8-tensor", "tensor")
     folders["fp8-repeated"] = models.fp8(folders["llama"], work / "fp8-repeated", "repeated")
     folders["int8"] = models.int8(folders["llama"], work / "int8")
     folders["int4"] = models.int4(folders["llama"], work / "int4")
-    for name in ("llama", "qwen", "llava", "fp8"):
+    for name in ("llama", "qwen", "box", "fp8"):
         pack_checkpoint(folders[name], work / f"{name}-packed")
         folders[f"{name}-packed"] = work / f"{name}-packed"
     return folders
 
 
-def _prompts(name: str, pictures: list[Path]) -> list[Any]:
-    if not name.startswith("llava"):
+def _prompts(name: str, questions: list[dict[str, str]]) -> list[Any]:
+    if not name.startswith("box"):
         return list(TEXTS)
-    asked = zip(QUESTIONS, pictures, strict=True)
-    texts = [f"<bos> <user> {question} <assistant>" for question in QUESTIONS]
-    return texts + [
-        {"text": f"<bos> <user> <image> {text} <assistant>", "picture": str(path)}
-        for text, path in asked
-    ]
+    prompts: list[Any] = []
+    for entry in questions:
+        image = "<image> " if "picture" in entry else ""
+        text = f"<bos> <user> {image}{entry['question']} <assistant>"
+        prompts.append(entry | {"text": text} if image else text)
+    return prompts
 
 
 def _answers(
     names: list[str],
     checkpoints: dict[str, Path],
-    pictures: list[Path],
+    questions: list[dict[str, str]],
     folder: Path,
     plugin: bool,
 ) -> dict[str, dict[str, Any]]:
-    jobs = [{"model": str(checkpoints[n]), "prompts": _prompts(n, pictures)} for n in names]
+    jobs = [{"model": str(checkpoints[n]), "prompts": _prompts(n, questions)} for n in names]
     return dict(zip(names, run_jobs(jobs, folder, plugin), strict=True))
 
 
 @pytest.fixture(scope="session")
 def stock(
-    checkpoints: dict[str, Path], pictures: list[Path], work: Path
+    checkpoints: dict[str, Path], questions: list[dict[str, str]], work: Path
 ) -> dict[str, dict[str, Any]]:
     """What stock vLLM, without the plugin, makes of each dense-with-zeros checkpoint."""
-    names = ["llama", "qwen", "llava", "fp8", "fp8-repeated", "int8", "int4"]
-    return _answers(names, checkpoints, pictures, work / "stock", plugin=False)
+    names = ["llama", "qwen", "box", "fp8", "fp8-repeated", "int8", "int4"]
+    return _answers(names, checkpoints, questions, work / "stock", plugin=False)
 
 
 @pytest.fixture(scope="session")
 def served(
-    checkpoints: dict[str, Path], pictures: list[Path], work: Path
+    checkpoints: dict[str, Path], questions: list[dict[str, str]], work: Path
 ) -> dict[str, dict[str, Any]]:
     """What vLLM with the plugin makes of all checkpoints."""
     names = [name for name in checkpoints if name != "fp8-repeated"]
-    return _answers(names, checkpoints, pictures, work / "served", plugin=True)
+    return _answers(names, checkpoints, questions, work / "served", plugin=True)

@@ -40,7 +40,7 @@ def run_jobs(
     jobs: list[dict[str, Any]],
     folder: Path,
     plugin: bool = True,
-    limit: float = 240,
+    limit: float = 500,
     environ: dict[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """Run `jobs` (see runner.py) one after the other in one process.
@@ -130,7 +130,7 @@ class Server:
 
 
 @contextlib.contextmanager
-def serve(model: Path, folder: Path, limit: float = 180) -> Iterator[Server]:
+def serve(model: Path, folder: Path, limit: float = 300) -> Iterator[Server]:
     """The command of the documentation on a free port of 127.0.0.1, ended afterwards."""
     folder.mkdir(parents=True, exist_ok=True)
     port = _free_port()

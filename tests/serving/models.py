@@ -13,7 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tamp_modifier.demo.processing import IMAGE, build_processor, build_tokenizer
+from tamp_modifier.demo.evaluation import MODEL_FOLDER
+from tamp_modifier.demo.processing import build_processor, build_tokenizer
 from tamp_modifier.sparse.serialization import CONFIG_KEY, config_marker
 
 WEIGHTS = "model.safetensors"
@@ -118,41 +119,13 @@ def qwen(folder: Path) -> Path:
     return save(model, folder)
 
 
-def llava(folder: Path) -> Path:
-    """A LLaVA with the processor of the model in the box."""
-    from transformers import (
-        LlamaConfig,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-        SiglipVisionConfig,
-    )
+def box(folder: Path) -> Path:
+    """The model in the box, a LLaVA, pruned by magnitude as far as it still answers."""
+    from transformers import LlavaForConditionalGeneration
 
-    torch.manual_seed(2)
-    vision = SiglipVisionConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=96,
-        patch_size=8,
-        vision_use_head=False,
-    )
-    config = LlavaConfig(
-        vision_config=vision,
-        text_config=LlamaConfig(**text_config()),
-        image_token_index=build_tokenizer().convert_tokens_to_ids(IMAGE),
-        vision_feature_select_strategy="full",
-        vision_feature_layer=-1,
-    )
-    model = LlavaForConditionalGeneration(config)
+    model = LlavaForConditionalGeneration.from_pretrained(MODEL_FOLDER)
     prune(model)
-    save(model, folder, mark_it=False)
-    # Born in transformers 5, it is saved without `vision_model`, a name that vLLM does not know;
-    # models from the hub have it, and keep it when they are loaded and saved.
-    old, new = "vision_tower.", "vision_tower.vision_model."
-    write(folder, {name.replace(old, new): tensor for name, tensor in read(folder).items()})
-    mark(folder)
-    return folder
+    return save(model, folder)
 
 
 # -- quantized and sparse, as llm-compressor writes it --------------------------------------------
