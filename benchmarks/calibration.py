@@ -3,8 +3,10 @@
     python benchmarks/calibration.py --output output/bench-calibration.json [--markdown]
 
 Every run is a process of its own with one thread. Methods take turns, so that a slow minute of the
-machine hits all of them, and the fastest of the repeats counts. Peak memory is the high-water mark
-of the process while it prunes, and once more without what it held before (libraries, model).
+machine hits all of them, and the fastest of the repeats counts. Seconds are processor time: that is
+wall time on an idle machine, and leaves out the waiting on a busy one (the JSON has both). Peak
+memory is the high-water mark of the process while it prunes, and once more without what it held
+before (libraries, model).
 The limit is what the forward passes alone take: no method can be faster than the passes it makes.
 """
 
@@ -219,6 +221,8 @@ def run_all(models: list[str], samples: int, repeats: int) -> list[dict[str, Any
             for job in jobs:
                 progress.update(task, description=f"{job[1]} on {job[0]}, {job[2]} samples")
                 found[job].append(run_child(*job))
+                if not progress.console.is_terminal:
+                    print(*job, found[job][-1], flush=True)
                 progress.advance(task)
     return [
         {
@@ -248,7 +252,7 @@ def machine() -> str:
 
 HEADERS = (
     "method",
-    "seconds",
+    "CPU seconds",
     "to Wanda",
     "forwards alone",
     "to forwards",
@@ -261,7 +265,7 @@ HEADERS = (
 def rows(results: list[dict[str, Any]], model: str, samples: int) -> list[tuple[str, ...]]:
     """Table cells of one model: time and memory, as such and relative to Wanda and the limit."""
     mine = {r["method"]: r for r in results if r["model"] == model and r["samples"] == samples}
-    wanda, forward = mine["Wanda"], mine["forward"]["seconds"]
+    wanda, forward = mine["Wanda"], mine["forward"]["cpu_seconds"]
     cells: list[tuple[str, ...]] = []
     for method in METHODS:
         run = mine[method]
@@ -269,10 +273,10 @@ def rows(results: list[dict[str, Any]], model: str, samples: int) -> list[tuple[
         cells.append(
             (
                 method,
-                f"{run['seconds']:.1f}",
-                f"{run['seconds'] / wanda['seconds']:.2f}x",
+                f"{run['cpu_seconds']:.1f}",
+                f"{run['cpu_seconds'] / wanda['cpu_seconds']:.2f}x",
                 f"{FORWARDS[method]} x {forward:.1f} = {limit:.1f}",
-                f"{run['seconds'] / limit:.2f}x",
+                f"{run['cpu_seconds'] / limit:.2f}x",
                 f"{run['peak_bytes'] / 2**20:.0f}",
                 f"{run['peak_bytes'] / wanda['peak_bytes']:.2f}x",
                 f"{run['added_bytes'] / 2**20:.0f}",
@@ -282,9 +286,9 @@ def rows(results: list[dict[str, Any]], model: str, samples: int) -> list[tuple[
 
 
 def scaling(results: list[dict[str, Any]], model: str) -> str:
-    """Seconds of TAMP by number of samples, in one line."""
+    """Processor seconds of TAMP by number of samples, in one line."""
     runs = sorted(
-        (r["samples"], r["seconds"])
+        (r["samples"], r["cpu_seconds"])
         for r in results
         if r["model"] == model and r["method"] == SCALING_METHOD
     )
@@ -344,6 +348,7 @@ def main() -> None:
         "format_version": 1,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "machine": machine(),
+        "load_average": [round(load, 1) for load in os.getloadavg()],
         "repeats": args.repeats,
         "versions": {name: version(name) for name in ("torch", "transformers", "llmcompressor")},
         "results": results,
