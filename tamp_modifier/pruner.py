@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from compressed_tensors.utils import align_module_device, update_offload_parameter
 
-from tamp_modifier.masks import apply_mask, verify_sparsity, wanda_mask
+from tamp_modifier.masks import apply_mask, verify_sparsity, wanda_mask, weight_sparsity
 from tamp_modifier.targets import Target
 
 
