@@ -62,9 +62,7 @@ class Pruner:
         lost = []
         for target in targets:
             with align_module_device(target.module):
-                zeros = target.module.weight.numel() - int(
-                    torch.count_nonzero(target.module.weight)
-                )
-            if zeros < round(self.reached[target.name] * target.module.weight.numel()):
+                sparsity = weight_sparsity(target.module.weight)
+            if sparsity < self.reached[target.name]:
                 lost.append(target.name)
         return lost
