@@ -93,7 +93,8 @@ def test_ids_set_by_a_checkpoint_win_over_the_defaults() -> None:
 
 
 def test_the_thinker_speaks_for_a_whole_omni_model() -> None:
-    thinker = Qwen2_5OmniThinkerConfig(image_token_index=5, video_token_index=6, audio_token_index=7)
+    ids = {"image_token_index": 5, "video_token_index": 6, "audio_token_index": 7}
+    thinker = Qwen2_5OmniThinkerConfig(**ids)
     config = SimpleNamespace(thinker_config=thinker, talker_config=Qwen2_5OmniTalkerConfig())
     assert modality_token_ids(config) == {"image": (5,), "video": (6,), "audio": (7,)}
     assert is_multimodal(config)
