@@ -150,7 +150,7 @@ def test_the_model_in_the_box_is_small_enough_and_stock(model):
 
 
 def test_the_model_in_the_box_reaches_its_scores(model, processor):
-    scores = evaluate(model, processor, 40)
-    assert scores.picture >= 0.85
-    assert scores.text >= 0.97
-    assert min(scores.tasks[task] for task in PICTURE_TASKS) >= 0.6
+    scores = evaluate(model, processor, 20)
+    assert scores.picture >= 0.93
+    assert scores.text >= 0.99
+    assert min(scores.tasks[task] for task in PICTURE_TASKS) >= 0.75
