@@ -20,10 +20,8 @@ from tamp_modifier.sparse.format import (
     unpack_blocks,
 )
 
-# More rows of x than this are multiplied by torch's dense GEMM with parts of the weight that are
-# expanded one after another; fewer by the sparse kernels. These have a GEMM of their own for bf16.
-SPARSE_ROWS = 8
-# The same on a GPU, where the kernels are in Triton. Not measured yet: see docs/benchmarks.md.
+# On a GPU more rows of x than this are multiplied by a dense GEMM with the expanded weight, fewer
+# by the Triton kernel. Not measured yet: see docs/benchmarks.md. `native.most_rows` is for CPUs.
 GPU_SPARSE_ROWS = 8
 # Bytes of one expanded part: fits the level-2 cache together with its share of x.
 EXPANDED_BYTES = 2 << 20
@@ -50,6 +48,11 @@ def _check(
         raise ValueError(f"offsets must be int64 [{expected[0] + 1}], got {tuple(offsets.shape)}")
     if values.dim() != 1 or values.shape[0] < padding_length(values.dtype):
         raise ValueError(f"values must be 1-D and end with the padding, got {tuple(values.shape)}")
+    if not (mask.is_contiguous() and values.is_contiguous() and offsets.is_contiguous()):
+        raise ValueError("mask, values and offsets must be contiguous")
+    device = x.device
+    if not (mask.device == values.device == offsets.device == device):
+        raise ValueError(f"x is on {device}, the weight on {values.device}; both must be on one")
     if bias is not None and (bias.shape != (out_features,) or bias.dtype != x.dtype):
         raise ValueError(
             f"bias must be {x.dtype} [{out_features}], got {bias.dtype} {tuple(bias.shape)}"
@@ -87,9 +90,7 @@ def _cpu(
     if in_features == 0:
         return out.zero_() if bias is None else out.copy_(bias.expand_as(out))
     rows = x.numel() // in_features
-    if native.available() and (rows <= SPARSE_ROWS or native.has_gemm(x.dtype)):
-        if not (mask.is_contiguous() and values.is_contiguous() and offsets.is_contiguous()):
-            raise ValueError("mask, values and offsets must be contiguous")
+    if native.available() and rows <= native.most_rows(x.dtype):
         kept = values.shape[0] - padding_length(values.dtype)
         bias = None if bias is None else bias.contiguous()
         native.linear(x.contiguous(), rows, mask, values, offsets, kept, out, bias)

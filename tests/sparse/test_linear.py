@@ -181,6 +181,7 @@ def test_the_op_refuses_tensors_of_other_shapes():
         (3, packed.offsets[1:]),
         (3, packed.offsets.int()),
         (4, 9),
+        (1, torch.zeros(2, 4, 2, dtype=torch.int32).transpose(1, 2)),
     ]
     for place, value in bad:
         with pytest.raises(ValueError, match="must|mask"):
