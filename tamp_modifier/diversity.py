@@ -146,6 +146,10 @@ class DiversityTracker:
         """Add one sample: outputs [N, d] and token types [N], padding removed."""
         self._pending.append(pair_sums(outputs, token_types, self.positive_only))
         self.samples += 1
+        if outputs.device.type == "cpu":
+            # Nothing to wait for; and thousands of tiny tensors between large ones that come and
+            # go would keep the heap from being used again.
+            self._read()
 
     @property
     def importance(self) -> float:
