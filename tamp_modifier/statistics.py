@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
 
 class NonFiniteError(ValueError):
     """Activations that are NaN or infinite."""
+
+
+class Statistics(Protocol):
+    """What a score keeps of the selected tokens of one Linear."""
+
+    tokens: int
+
+    def update(self, inputs: Tensor) -> None:
+        """Add the selected tokens of one sample, [n, in_features], any floating dtype."""
+
+    def is_finite(self) -> bool:
+        """Whether the statistics so far are finite."""
 
 
 class RowScalars:
@@ -56,3 +70,65 @@ class RowScalars:
         if not bool(torch.isfinite(scalars).all()):
             raise NonFiniteError("activation statistics are not finite")
         return scalars
+
+
+class Hessian:
+    """Mean of x x^T over all selected tokens of all samples, what SparseGPT needs.
+
+    Tokens are pooled as in `RowScalars`, whose result is the diagonal of this one. Takes
+    in_features^2 fp32 numbers.
+
+    Args:
+        in_features: width of the input.
+    """
+
+    def __init__(self, in_features: int) -> None:
+        self.in_features = in_features
+        self.tokens = 0
+        self._sums: Tensor | None = None  # fp32 [in_features, in_features]
+
+    @torch.no_grad()
+    def update(self, inputs: Tensor) -> None:
+        """Add the selected tokens of one sample, [n, in_features], any floating dtype."""
+        if inputs.ndim != 2 or inputs.shape[1] != self.in_features:
+            wanted = f"[tokens, {self.in_features}]"
+            raise ValueError(f"inputs must be {wanted}, got {tuple(inputs.shape)}")
+        if self._sums is None:
+            size = (self.in_features, self.in_features)
+            self._sums = torch.zeros(size, dtype=torch.float32, device=inputs.device)
+        vectors = inputs.to(self._sums)
+        self._sums.addmm_(vectors.T, vectors)
+        self.tokens += inputs.shape[0]
+
+    def is_finite(self) -> bool:
+        """Whether the sums so far are finite; their diagonal tells, as nothing is larger."""
+        return self._sums is None or bool(torch.isfinite(self._sums.diagonal()).all())
+
+    def result(self) -> Tensor:
+        """Mean of x x^T, fp32 [in_features, in_features]; the sums themselves are used up.
+
+        Raises:
+            ValueError: no token was seen.
+            NonFiniteError: the mean is not finite.
+        """
+        if self._sums is None or self.tokens == 0:
+            raise ValueError("no calibration token was selected")
+        if not self.is_finite():
+            raise NonFiniteError("activation statistics are not finite")
+        sums, self._sums = self._sums, None
+        return sums.div_(self.tokens)
+
+
+class TokenCount:
+    """No statistics, for scores that look at the weights only."""
+
+    def __init__(self, in_features: int) -> None:
+        self.tokens = 0
+
+    def update(self, inputs: Tensor) -> None:
+        """Add the selected tokens of one sample, [n, in_features]."""
+        self.tokens += inputs.shape[0]
+
+    def is_finite(self) -> bool:
+        """Nothing that could be otherwise."""
+        return True

@@ -1,0 +1,151 @@
+"""SparseGPT (arXiv 2301.00774) from the Hessian of the selected tokens.
+
+The solver is llm-compressor's own `sparsify_weight`. Around it are two rules of ours: damping that
+depends on how many tokens were selected, and the exact number of pruned weights.
+
+Damping. With H the mean of x x^T over n tokens, the solver gets (1 - r) H + r diag(H) with
+
+    r = max(damping, r_OAS),   r_OAS = min(1, (F (1 - 2/d) + d^2) / ((n + 1 - 2/d) (F - d)))
+
+where d is the number of features that were ever active and F the squared Frobenius norm of the
+correlation matrix h_ij / sqrt(h_ii h_jj): oracle approximating shrinkage (Chen, Wiesel, Eldar and
+Hero, arXiv 0907.4698) of the correlations towards none. With many tokens r is the floor, the damping
+of SparseGPT but relative to each feature, so that a few huge features do not drown the others. With
+a handful of tokens, where H has rank n < d and the solver would move weights freely along
+directions that no token has shown, r goes to 1: the Hessian becomes diagonal, the solver compares
+w_ij^2 h_jj, Wanda's metric, and the kept weights stay as they are. Features that were never active
+get a tiny diagonal entry: their weights are the first to go, instead of all of them whatever the
+sparsity, as upstream has it.
+
+Exactness. Upstream prunes int(n * sparsity) + 1 of the n weights of every block of columns, compared
+over all rows of the block, and all weights that tie with the last one (bf16 weights of one column
+often do). So rows differ in sparsity, and the Linear ends slightly above its share. Here ties are
+broken by a factor within 1e-6 of 1, below the resolution of half precision; the solver is asked for
+the largest count that is not above the wanted one; and what is missing to it, less than one weight a
+block, is taken by Wanda's metric.
+"""
+
+from __future__ import annotations
+
+import torch
+from llmcompressor.modifiers.pruning.sparsegpt.sgpt_sparsify import sparsify_weight
+from torch import Tensor, nn
+
+from tamp_modifier.masks import parse_mask_structure, pruned_columns
+
+BLOCK_SIZE = 128  # columns, as in the paper and upstream
+TIE_BREAK = 1e-6
+INACTIVE = 1e-6  # diagonal entry of features that were never active, relative to the smallest
+
+
+@torch.no_grad()
+def sparsegpt_weight(
+    weight: Tensor,
+    hessian: Tensor,
+    tokens: int,
+    sparsity: float,
+    mask_structure: str = "0:0",
+    damping: float = 0.01,
+) -> Tensor:
+    """Prune one Linear and adapt the weights that stay.
+
+    Args:
+        weight: [out, in], any floating dtype.
+        hessian: fp32 [in, in], mean of x x^T over the selected tokens; overwritten.
+        tokens: number of tokens behind it.
+        sparsity: share of all weights that is pruned; with N:M the structure decides.
+        mask_structure: "0:0" or "N:M"; every group of M has N zeros.
+        damping: least share of the diagonal, see above.
+
+    Returns:
+        [out, in] in the dtype of `weight`. Unstructured, it has rows * `pruned_columns` zeros in
+        all, as Wanda's, but not in every row; more only where `weight` had more before.
+    """
+    rows, columns = weight.shape
+    prune_n, prune_m = parse_mask_structure(mask_structure)
+    wanted = rows * pruned_columns(columns, sparsity)
+    if not prune_m and wanted in (0, weight.numel()):
+        return weight.clone() if wanted == 0 else torch.zeros_like(weight)
+    hessian = damp(hessian, tokens, damping)
+    scale = hessian.diagonal().sqrt()
+    # Groups start anew in every block, so a block has to hold whole ones.
+    block = max(BLOCK_SIZE // prune_m, 1) * prune_m if prune_m else BLOCK_SIZE
+    asked = 0.0 if prune_m else _largest_sparsity(rows, columns, block, wanted)
+    if asked is None:
+        pruned = weight.float()
+    else:
+        linear = nn.Linear(columns, rows, bias=False, device="meta")
+        linear.weight = nn.Parameter(weight.float() * _near_one(weight), requires_grad=False)
+        _, pruned = sparsify_weight(
+            module=linear,
+            hessians_dict={linear: hessian},
+            sparsity=asked,
+            prune_n=prune_n,
+            prune_m=prune_m,
+            block_size=block,
+            dampening_frac=0.0,
+            preserve_sparsity_mask=False,
+        )
+    pruned = pruned.to(weight.dtype)
+    missing = 0 if prune_m else wanted - int((pruned == 0).sum())
+    if missing > 0:
+        metric = pruned.float().abs().mul_(scale).masked_fill_(pruned == 0, torch.inf).flatten()
+        pruned.view(-1)[metric.topk(missing, largest=False).indices] = 0.0
+    return pruned
+
+
+def damp(hessian: Tensor, tokens: int, damping: float) -> Tensor:
+    """Shrink the off-diagonal entries of a Hessian, in place; see the top of this file."""
+    diagonal = hessian.diagonal().clone()
+    active = diagonal > 0
+    count = int(active.sum())
+    if count == 0:
+        return hessian.copy_(torch.eye(len(diagonal)))
+    inverse = torch.where(active, diagonal.rsqrt(), torch.zeros_like(diagonal))
+    frobenius = float((hessian * inverse[:, None] * inverse).double().square().sum())
+    shrinkage = max(damping, oas(frobenius, count, tokens))
+    hessian *= 1.0 - shrinkage
+    floor = INACTIVE * diagonal[active].min()
+    hessian.diagonal().copy_(torch.where(active, diagonal, floor))
+    return hessian
+
+
+def oas(frobenius: float, features: int, tokens: int) -> float:
+    """Oracle approximating shrinkage of a correlation matrix towards the identity.
+
+    Args:
+        frobenius: its squared Frobenius norm, at least `features`.
+        features: its size d.
+        tokens: number of samples n behind it.
+
+    Returns:
+        The weight of the identity, in [0, 1].
+    """
+    spread = frobenius - features
+    if spread <= 0:
+        return 1.0
+    above = (1.0 - 2.0 / features) * frobenius + features**2
+    return min(1.0, above / ((tokens + 1.0 - 2.0 / features) * spread))
+
+
+def _near_one(weight: Tensor) -> Tensor:
+    """Factors [out, in] in [1, 1 + TIE_BREAK] that follow no pattern; the same in every run."""
+    generator = torch.Generator().manual_seed(0)
+    factors = torch.rand(weight.shape, generator=generator)
+    return factors.mul_(TIE_BREAK).add_(1.0).to(weight.device)
+
+
+def _largest_sparsity(rows: int, columns: int, block: int, wanted: int) -> float | None:
+    """The largest sparsity at which the solver prunes at most `wanted` weights; None if none is."""
+    sizes = [rows * (min(start + block, columns) - start) for start in range(0, columns, block)]
+
+    def pruned(sparsity: float) -> int:
+        return sum(int(size * sparsity) + 1 for size in sizes)
+
+    if pruned(0.0) > wanted:
+        return None
+    low, high = 0.0, 1.0  # at 1 the solver would look behind the end
+    for _ in range(60):
+        middle = (low + high) / 2.0
+        low, high = (middle, high) if pruned(middle) <= wanted else (low, middle)
+    return low
