@@ -22,9 +22,7 @@ class LayerwiseAllocation(Allocation):
     """Sparsities that differ by layer around the requested one, all shifted to meet the budget."""
 
     @abstractmethod
-    def offsets(
-        self, importance: Mapping[str, float], sparsity: float
-    ) -> dict[str, float]:
+    def offsets(self, importance: Mapping[str, float], sparsity: float) -> dict[str, float]:
         """Sparsity of every Linear up to a constant that they share."""
 
     def share_out(

@@ -153,7 +153,10 @@ def has_structure(weight: Tensor, mask_structure: str) -> bool:
 
 
 def verify_sparsity(
-    weights: Mapping[str, Tensor], sparsities: Mapping[str, float], mask_structure: str = "0:0"
+    weights: Mapping[str, Tensor],
+    sparsities: Mapping[str, float],
+    mask_structure: str = "0:0",
+    by_row: bool = True,
 ) -> dict[str, float]:
     """Check that every Linear has the sparsity that it was given, and return what was reached.
 
@@ -164,6 +167,7 @@ def verify_sparsity(
         weights: name -> [out, in].
         sparsities: name -> sparsity, for the same names; not used with N:M.
         mask_structure: "0:0" or "N:M".
+        by_row: False where rows may differ and only the whole Linear counts (SparseGPT).
 
     Returns:
         name -> share of weights that are zero.
@@ -180,8 +184,9 @@ def verify_sparsity(
         if prune_m:
             enough = has_structure(weight, mask_structure)
         else:
-            zeros = (weight == 0).sum(1)
-            enough = bool((zeros >= pruned_columns(weight.shape[1], sparsities[name])).all())
+            zeros = (weight == 0).sum(1)  # [out]
+            least = pruned_columns(weight.shape[1], sparsities[name])
+            enough = bool((zeros if by_row else zeros.double().mean()).ge(least).all())
         if not enough:
             short.append(name)
     if short:

@@ -12,18 +12,17 @@ from llmcompressor.modifiers.factory import ModifierFactory
 from pydantic import Field, PrivateAttr, field_serializer, field_validator, model_validator
 from rich.console import Console
 
-from tamp_modifier.allocation import get_allocation
+from tamp_modifier.allocation import Allocation, get_allocation
 from tamp_modifier.batches import TokenTypesFunction, import_function
 from tamp_modifier.masks import parse_mask_structure
 from tamp_modifier.run import PruningRun
-from tamp_modifier.selection import SELECTIONS, Selection, get_selection
+from tamp_modifier.scores import Score, get_score
+from tamp_modifier.selection import AnySelection, get_selection
 from tamp_modifier.sparse import CONFIG_KEY, config_marker
 from tamp_modifier.tokens import is_multimodal, modality_token_ids, parse_modality_token_ids
 from tamp_modifier.tracing import complete_tracing
 
 __all__ = ["TAMPModifier"]
-
-SCORES = ("wanda",)
 
 
 class TAMPModifier(Modifier):
@@ -62,11 +61,22 @@ class TAMPModifier(Modifier):
             are pruned, as in WandaPruningModifier. N:M has the same sparsity everywhere, so
             ``sparsity`` must be N / M and ``allocation`` is not used.
         allocation: "das" (as published: kept weights follow the importance), "das_numel" (the kept
-            share of a Linear follows it), "uniform", or the sparsity of every target Linear by
+            share of a Linear follows it), "owl" (decoder layers with more outliers keep more),
+            "dlp" (those with a lower median metric keep more), "atp" (sparsity rises with depth;
+            no dense pass), "uniform" (no dense pass), or the sparsity of every target Linear by
             name.
-        selection: "amia", "text" (text tokens only) or "all" (Wanda).
-        max_sparsity: cap of a single Linear; ``sparsity + 0.1`` by default, 1 at most.
-        score: "wanda".
+        allocation_options: numbers of the allocation rule by name. das, das_numel: score_power (1)
+            and numel_power (0, 1); owl: m (5), lam (0.08); dlp: alpha (0.15); atp: beta (half of
+            the largest one allowed).
+        selection: "amia", "drift" (ATV-Pruning: text tokens and the visual ones that a decoder
+            layer moves most), "text" (text tokens only) or "all" (Wanda).
+        selection_options: numbers of the selection rule by name. drift: alpha (1).
+        max_sparsity: cap of a single Linear, 1 at most; by default ``sparsity + 0.1`` for das and
+            das_numel, and 1 for the others.
+        score: "wanda", "sparsegpt" (llm-compressor's solver on the Hessian of the selected tokens;
+            changes the weights that stay) or "magnitude" (looks at no token, so ``selection`` is
+            not used).
+        score_options: numbers of the score by name. sparsegpt: damping (0.05).
         targets: class names, matched inside the text decoder only, or module names or "re:"
             patterns, matched anywhere.
         ignore: what is left alone, in the same form. The output head and routers always are, unless
@@ -102,9 +112,12 @@ class TAMPModifier(Modifier):
     sparsity: float = 0.5
     mask_structure: str = "0:0"
     allocation: str | dict[str, float] = "das"
+    allocation_options: dict[str, float] = Field(default_factory=dict)
     selection: str = "amia"
+    selection_options: dict[str, float] = Field(default_factory=dict)
     max_sparsity: float | None = None
     score: str = "wanda"
+    score_options: dict[str, float] = Field(default_factory=dict)
     targets: str | list[str] = Field(default_factory=lambda: ["Linear"])
     ignore: str | list[str] = Field(default_factory=list)
     sequential_targets: str | list[str] | None = None
@@ -128,20 +141,6 @@ class TAMPModifier(Modifier):
     def _check_sparsity(cls, value: float) -> float:
         if not 0.0 < value < 1.0:
             raise ValueError(f"sparsity must be between 0 and 1, got {value}")
-        return value
-
-    @field_validator("allocation")
-    @classmethod
-    def _check_allocation(cls, value: str | dict[str, float]) -> str | dict[str, float]:
-        if isinstance(value, str):
-            get_allocation(value)
-        return value
-
-    @field_validator("score")
-    @classmethod
-    def _check_score(cls, value: str) -> str:
-        if value not in SCORES:
-            raise ValueError(f"score must be one of {', '.join(SCORES)}, got {value!r}")
         return value
 
     @field_validator("modality_token_ids")
@@ -169,11 +168,10 @@ class TAMPModifier(Modifier):
 
     @model_validator(mode="after")
     def _check_fields(self) -> TAMPModifier:
-        if self.selection not in SELECTIONS:
-            raise ValueError(
-                f"selection must be one of {', '.join(SELECTIONS)}, got {self.selection!r}"
-            )
-        self.make_selection()  # refuses its options
+        # Refuse names and options that are not known.
+        self._selection_rule()
+        self._allocation_rule()
+        self.make_score()
         prune_n, prune_m = parse_mask_structure(self.mask_structure)
         if prune_m and abs(self.sparsity - prune_n / prune_m) > 1e-6:
             raise ValueError(
@@ -237,21 +235,38 @@ class TAMPModifier(Modifier):
     @property
     def cap(self) -> float:
         """Highest sparsity of a single Linear."""
-        return min(1.0, self.sparsity + 0.1) if self.max_sparsity is None else self.max_sparsity
+        if self.max_sparsity is not None:
+            return self.max_sparsity
+        rule = self.make_allocation()
+        return 1.0 if rule is None else rule.default_cap(self.sparsity)
 
-    @property
-    def needs_diversity(self) -> bool:
-        """Whether the diversity of the Linears' outputs has to be measured."""
-        return (
-            parse_mask_structure(self.mask_structure)[1] == 0
-            and isinstance(self.allocation, str)
-            and get_allocation(self.allocation).needs_importance
-        )
+    def make_allocation(self) -> Allocation | None:
+        """The allocation rule with its options; None where sparsities are given or N:M is."""
+        return None if parse_mask_structure(self.mask_structure)[1] else self._allocation_rule()
 
-    def make_selection(self) -> Selection:
-        """The selection rule with its options."""
+    def make_score(self) -> Score:
+        """The score with its options."""
+        return get_score(self.score, **self.score_options)
+
+    def make_selection(self) -> AnySelection:
+        """The selection rule with its options; the cheapest where the score looks at no token."""
+        return self._selection_rule() if self.make_score().needs_tokens else get_selection("all")
+
+    def _allocation_rule(self) -> Allocation | None:
+        if isinstance(self.allocation, str):
+            return get_allocation(self.allocation, **self.allocation_options)
+        if self.allocation_options:
+            raise ValueError("allocation_options are for a rule by name, not for given sparsities")
+        return None
+
+    def _selection_rule(self) -> AnySelection:
         if self.selection != "amia":
-            return get_selection(self.selection)
+            return get_selection(self.selection, **self.selection_options)
+        if self.selection_options:
+            raise ValueError(
+                "selection 'amia' has fields of its own (num_neighbors, threshold, positive_only) "
+                f"and no selection_options, got {', '.join(self.selection_options)}"
+            )
         return get_selection(
             "amia",
             num_neighbors=self.num_neighbors,

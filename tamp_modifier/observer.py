@@ -56,6 +56,23 @@ class Activations:
     routed: bool = True
 
 
+@dataclass(frozen=True, eq=False)
+class LayerStates:
+    """What one decoder layer got and gave in one sample.
+
+    Attributes:
+        sample: number of the sample in the calibration set.
+        inputs: [tokens, hidden].
+        outputs: [tokens, hidden].
+        types: int64 [tokens], modalities.
+    """
+
+    sample: int
+    inputs: torch.Tensor
+    outputs: torch.Tensor
+    types: torch.Tensor
+
+
 class Observer:
     """Hooks the target Linears of a model and hands their activations to consumers.
 
@@ -66,6 +83,8 @@ class Observer:
         current_batch: gives the number of the batch that is passing through.
         consume: called once a Linear and sample.
         needs_attention: whether activations wait for the attention of their layer.
+        layer_done: called with the states of a whole decoder layer once a batch; the activations
+            of its Linears wait for that.
     """
 
     def __init__(
@@ -76,6 +95,7 @@ class Observer:
         current_batch: Callable[[], int],
         consume: Callable[[Activations], None],
         needs_attention: bool,
+        layer_done: Callable[[str, list[LayerStates]], None] | None = None,
     ) -> None:
         self.layers_without_attention: set[str] = set()
         self._targets = targets
@@ -84,6 +104,7 @@ class Observer:
         self._current_batch = current_batch
         self._consume = consume
         self._needs_attention = needs_attention
+        self._layer_done = layer_done
         self._matched: dict[int, TokenBatch] = {}
         self._routing: dict[str, Callable[[int], torch.Tensor]] = {}
         self._attention: dict[str, list[torch.Tensor]] = {}
@@ -101,7 +122,11 @@ class Observer:
         for experts in sorted({t.experts for t in self._targets if t.experts}):
             hook = partial(self._on_experts, experts)
             register_hook(model.get_submodule(experts), hook, "forward_pre", with_kwargs=True)
-        if self._needs_attention:
+        if self._layer_done is not None:
+            for name in sorted({t.layer for t in self._targets if t.layer}):
+                hook = partial(self._on_layer, name)
+                register_hook(self._layers[name], hook, "forward", with_kwargs=True)
+        elif self._needs_attention:
             self._register_attention(register_hook)
 
     def _register_attention(self, register_hook: RegisterHook) -> None:
@@ -148,11 +173,13 @@ class Observer:
         inputs = args[0] if args else kwargs["input"]
         layer = target.layer
         attention = self._attention.get(layer) if layer is not None else None
-        waits = (
-            self._needs_attention
-            and layer is not None
-            and layer not in self.layers_without_attention
-            and attention is None
+        waits = layer is not None and (
+            self._layer_done is not None
+            or (
+                self._needs_attention
+                and layer not in self.layers_without_attention
+                and attention is None
+            )
         )
         for activations in self._per_sample(target, inputs.detach(), output.detach()):
             if waits:
@@ -189,6 +216,31 @@ class Observer:
             for activations in self._waiting.pop(layer, []):
                 self._emit(activations, None)
         self._attention.pop(layer, None)
+
+    def _on_layer(
+        self, layer: str, _module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any
+    ) -> None:
+        """Hands over the states of a decoder layer, then what its Linears had waiting."""
+        assert self._layer_done is not None
+        inputs: Any = args[0] if args else kwargs.get("hidden_states")
+        outputs = output[0] if isinstance(output, (tuple, list)) else output
+        batch = self._batch()
+        for states in (inputs, outputs):
+            if not isinstance(states, torch.Tensor) or states.shape[:-1] != batch.types.shape:
+                raise RuntimeError(
+                    f"{layer} does not take and give hidden states of the batch's shape "
+                    f"{list(batch.types.shape)}, so its tokens cannot be followed. Choose another "
+                    "selection"
+                )
+        states = []
+        for number, (real, types) in enumerate(batch.samples(outputs.device)):
+            x, y = inputs[number].detach(), outputs[number].detach()
+            if real is not None:
+                x, y = x[real], y[real]
+            states.append(LayerStates(batch.first_sample + number, x, y, types))
+        self._layer_done(layer, states)
+        for activations in self._waiting.pop(layer, []):
+            self._consume(activations)
 
     def _on_experts(
         self, experts: str, module: LinearExperts2D, args: tuple, kwargs: dict[str, Any]

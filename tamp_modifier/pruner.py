@@ -7,7 +7,9 @@ from collections.abc import Iterable
 import torch
 from compressed_tensors.utils import align_module_device, update_offload_parameter
 
-from tamp_modifier.masks import apply_mask, verify_sparsity, wanda_mask, weight_sparsity
+from tamp_modifier.masks import verify_sparsity, weight_sparsity
+from tamp_modifier.scores import Score
+from tamp_modifier.statistics import Statistics
 from tamp_modifier.targets import Target
 
 
@@ -15,33 +17,42 @@ class Pruner:
     """Prunes Linears one by one.
 
     Args:
+        score: how a Linear is pruned.
         mask_structure: "0:0" or "N:M".
         keep_removed: keep the pruned weights (on the CPU) until :meth:`forget`, so that
-            :meth:`undo` can bring them back. Costs as much memory as was pruned.
+            :meth:`undo` can bring them back. Costs as much memory as was pruned, or as all of the
+            weights where the score changes those that stay.
 
     Attributes:
         reached: share of zeros of every Linear pruned so far.
     """
 
-    def __init__(self, mask_structure: str, keep_removed: bool) -> None:
+    def __init__(self, score: Score, mask_structure: str, keep_removed: bool) -> None:
         self.reached: dict[str, float] = {}
+        self._score = score
         self._mask_structure = mask_structure
         self._keep_removed = keep_removed
         self._removed: list[tuple[Target, torch.Tensor]] = []
 
     @torch.no_grad()
-    def prune(self, target: Target, row_scalars: torch.Tensor, sparsity: float) -> None:
+    def prune(self, target: Target, statistics: Statistics, sparsity: float) -> None:
         """Prunes one Linear and checks that it has its sparsity."""
         with align_module_device(target.module):
             weight = target.module.weight.detach().clone()
-        mask = wanda_mask(weight, row_scalars, sparsity, self._mask_structure)
-        if self._keep_removed:
-            # Zeros of the dense weight count as removed: they are found again by being zero.
-            self._removed.append((target, weight[mask.logical_not() | (weight == 0)].cpu()))
-        apply_mask(weight, mask)
+        dense = weight.cpu().clone() if self._keep_removed else None
+        weight = self._score.prune(weight, statistics, sparsity, self._mask_structure)
+        if dense is not None:
+            # Weights that stay as they are need not be kept: those that went are found again by
+            # being zero.
+            removed = dense[weight.cpu() == 0] if self._score.keeps_weights else dense
+            self._removed.append((target, removed))
         update_offload_parameter(target.module, "weight", weight)
-        sparsities = {target.name: sparsity}
-        self.reached |= verify_sparsity({target.name: weight}, sparsities, self._mask_structure)
+        self.reached |= verify_sparsity(
+            {target.name: weight},
+            {target.name: sparsity},
+            self._mask_structure,
+            self._score.by_row,
+        )
 
     @torch.no_grad()
     def undo(self) -> None:
@@ -49,7 +60,10 @@ class Pruner:
         for target, removed in self._removed:
             with align_module_device(target.module):
                 weight = target.module.weight.detach().clone()
-            weight[weight == 0] = removed.to(weight)
+            if self._score.keeps_weights:
+                weight[weight == 0] = removed.to(weight)
+            else:
+                weight.copy_(removed)
             update_offload_parameter(target.module, "weight", weight)
         self.forget()
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from tamp_modifier.batches import TokenBatch, count_tokens
-from tamp_modifier.collect import DiversityCollector, SelectionCollector
+from tamp_modifier.collect import SelectionCollector
+from tamp_modifier.measure import Measurement
 from tamp_modifier.report import LinearReport, PruningReport, pair_name, weighted_sparsity
 from tamp_modifier.targets import Target
 
@@ -22,7 +23,7 @@ def build_report(
     batches: Sequence[TokenBatch],
     sparsities: Mapping[str, float],
     reached: Mapping[str, float],
-    diversity: DiversityCollector | None,
+    measured: Measurement | None,
     selected: SelectionCollector,
     timings: Mapping[str, float],
 ) -> PruningReport:
@@ -34,7 +35,7 @@ def build_report(
         batches: the calibration batches.
         sparsities: what was allocated, by Linear.
         reached: share of zeros after pruning, by Linear.
-        diversity: importance and similarities; None where the allocation needs none.
+        measured: importance and similarities; None where the allocation needs none.
         selected: selected tokens.
         timings: seconds by phase.
     """
@@ -42,13 +43,11 @@ def build_report(
     linears = {}
     for target in targets:
         name = target.name
-        similarities = diversity.similarities(name) if diversity is not None else {}
+        similarities = measured.similarities(name) if measured is not None else {}
         linears[name] = LinearReport(
             shape=tuple(target.module.weight.shape),  # type: ignore[arg-type]
             numel=target.module.weight.numel(),
-            importance=diversity.importance(name)
-            if diversity is not None and similarities
-            else None,
+            importance=measured.importance(name) if measured is not None else None,
             similarities={pair_name(pair): value for pair, value in similarities.items()},
             allocated=sparsities[name],
             reached=reached[name],

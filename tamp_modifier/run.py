@@ -11,15 +11,20 @@ from llmcompressor.core import active_session
 from llmcompressor.modifiers import Modifier
 from loguru import logger
 
-from tamp_modifier.allocation import explicit_allocation, get_allocation, round_to_budget
+from tamp_modifier.allocation import explicit_allocation, round_to_budget
 from tamp_modifier.batches import RepeatableLoader, TokenBatch, read_batches
-from tamp_modifier.collect import DiversityCollector, SelectionCollector
+from tamp_modifier.budget import some
+from tamp_modifier.collect import SelectionCollector
+from tamp_modifier.collect_drift import DriftCollector
 from tamp_modifier.dense_pass import run_dense_pass
+from tamp_modifier.drift import DriftSelection
 from tamp_modifier.masks import parse_mask_structure
+from tamp_modifier.measure import Measurement, measurement_for
 from tamp_modifier.observer import Activations, Observer, RegisterHook
 from tamp_modifier.pruner import Pruner
 from tamp_modifier.recording import build_report
 from tamp_modifier.report import PruningReport
+from tamp_modifier.rules import Allocation
 from tamp_modifier.targets import Target, check_columns, find_decoder_layers, find_targets
 
 if TYPE_CHECKING:
@@ -50,8 +55,7 @@ class PruningRun:
             logger.warning(f"ignore={unused} match no module of the model")
         check_columns(self._targets, fields.mask_structure)
         self._numel = {target.name: target.module.weight.numel() for target in self._targets}
-        if isinstance(fields.allocation, dict):
-            explicit_allocation(fields.allocation, self._numel)
+        self._rule = fields.make_allocation()
         self._token_types_fn = fields.token_types_function()
         self._ids = fields.placeholder_ids(model)
 
@@ -59,15 +63,24 @@ class PruningRun:
         self._sparsities: dict[str, float] = {}
         self._timings: dict[str, float] = {}
         self._warned_of_attention = False
-        self._diversity = (
-            DiversityCollector(fields.positive_only) if fields.needs_diversity else None
+        self._measurement: Measurement | None = None
+        if self._rule is not None:
+            self._measurement = measurement_for(self._rule, self._targets, fields.positive_only)
+        if self._measurement is None:
+            self._allocate()
+        score = fields.make_score()
+        selection = fields.make_selection()
+        self._needs_attention = selection.needs_attention
+        keep_indices = fields.report_path is not None and selection.name != "all"
+        self._selected = (
+            DriftCollector(selection, score, keep_indices)
+            if isinstance(selection, DriftSelection)
+            else SelectionCollector(selection, score, keep_indices)
         )
-        keep_indices = fields.report_path is not None and fields.selection != "all"
-        self._selected = SelectionCollector(fields.make_selection(), keep_indices)
         # The dense pass, like the single pass, finds unseen Linears and bad statistics before the
         # first weight is touched. Without them, what is pruned is kept so that it can be undone.
-        checked_before = fields.one_pass or self._diversity is not None
-        self._pruner = Pruner(fields.mask_structure, keep_removed=not checked_before)
+        checked_before = fields.one_pass or self._measurement is not None
+        self._pruner = Pruner(score, fields.mask_structure, keep_removed=not checked_before)
 
     @property
     def finished(self) -> bool:
@@ -85,16 +98,14 @@ class PruningRun:
         loader = RepeatableLoader(dataloader)
         self._batches = read_batches(loader, self._ids, self._token_types_fn)
         collectors = [self._selected.collect]
-        if self._diversity is None:
-            self._allocate()
-        elif self._fields.one_pass:
-            collectors.append(self._diversity.collect)
-        else:
-            self._measure_diversity(loader, self._diversity)
+        if self._measurement is not None and self._fields.one_pass:
+            collectors.append(self._measurement.collect)
+        elif self._measurement is not None:
+            self._measure(loader, self._measurement)
             self._timings["dense_pass"] = time.perf_counter() - start
             self._allocate()
         loader.rewind()
-        self._observer = self._observe(collectors, self._fields.make_selection().needs_attention)
+        self._observer = self._observe(collectors, self._needs_attention, self._selected)
         self._observer.register(self._model, register_hook)
         self._tell_missing_attention()
         self._started = self._layer_started = time.perf_counter()
@@ -114,8 +125,8 @@ class PruningRun:
         self._tell_missing_attention()
         self._refuse_unseen(self._selected)
         if self._fields.one_pass:
-            if self._diversity is not None:
-                self._refuse_not_finite(self._targets, self._diversity)
+            if self._measurement is not None:
+                self._refuse_not_finite(self._targets, self._measurement)
                 self._allocate()
             self._prune_ready()
         self._pruner.forget()
@@ -127,7 +138,7 @@ class PruningRun:
         if lost:
             logger.warning(
                 f"modifiers after TAMPModifier brought pruned weights back in {len(lost)} Linears: "
-                f"{_some(lost)}"
+                f"{some(lost)}"
             )
 
     def report(self) -> PruningReport:
@@ -138,43 +149,53 @@ class PruningRun:
             self._batches,
             self._sparsities,
             self._pruner.reached,
-            self._diversity,
+            self._measurement,
             self._selected,
             self._timings,
         )
 
-    def _measure_diversity(self, loader: RepeatableLoader, diversity: DiversityCollector) -> None:
+    def _measure(self, loader: RepeatableLoader, measurement: Measurement) -> None:
         """Runs the dense pass."""
+        assert self._rule is not None
         samples = sum(batch.types.shape[0] for batch in self._batches)
         logger.info(
-            f"TAMP dense pass: diversity of {len(self._targets)} Linears over {samples} samples"
+            f"TAMP dense pass: {self._rule.measure} of {len(self._targets)} Linears over {samples} "
+            "samples"
         )
         run_dense_pass(
             self._model,
             loader,
-            self._observe([diversity.collect], needs_attention=False),
+            self._observe([measurement.collect], needs_attention=False),
             {type(layer).__name__ for layer in self._layers.values()},
             self._fields.dense_pipeline,
             self._fields.tracing_ignore,
         )
-        self._refuse_unseen(diversity)
-        self._refuse_not_finite(self._targets, diversity)
+        self._refuse_unseen(measurement)
+        self._refuse_not_finite(self._targets, measurement)
 
     def _allocate(self) -> None:
         """Shares the budget out."""
         fields = self._fields
         if isinstance(fields.allocation, dict):
             sparsities = explicit_allocation(fields.allocation, self._numel)
-        elif self._diversity is None:
+        elif self._rule is None:
             sparsities = dict.fromkeys(self._numel, fields.sparsity)
         else:
-            importance = self._diversity.importance_of(list(self._numel))
-            rule = get_allocation(fields.allocation)
-            sparsities = rule(importance, self._numel, fields.sparsity, fields.cap)
+            importance = self._importance(self._rule)
+            sparsities = self._rule(importance, self._numel, fields.sparsity, fields.cap)
         if not parse_mask_structure(fields.mask_structure)[1]:
             shapes = {t.name: (t.module.out_features, t.module.in_features) for t in self._targets}
             sparsities = round_to_budget(sparsities, shapes)
         self._sparsities = sparsities
+
+    def _importance(self, rule: Allocation) -> dict[str, float]:
+        """What the rule measures, by Linear."""
+        if self._measurement is not None:
+            return self._measurement.importance_of(list(self._numel))
+        if rule.measure != "depth":
+            return {}
+        depths = {layer: float(depth) for depth, layer in enumerate(self._layers)}
+        return {t.name: depths[t.layer] for t in self._targets if t.layer is not None}
 
     def _prune_ready(self) -> None:
         ready = [
@@ -182,14 +203,16 @@ class PruningRun:
             for target in self._targets
             if target.name not in self._pruner.reached and self._selected.has_seen(target.name)
         ]
+        for target in ready:
+            self._selected.settle(target.name)
         self._refuse_not_finite(ready, self._selected)
         by_layer: dict[str, list[Target]] = {}
         for target in ready:
             by_layer.setdefault(target.layer or target.name.rpartition(".")[0], []).append(target)
         for layer, members in by_layer.items():
             for target in members:
-                scalars = self._selected.row_scalars(target.name)
-                self._pruner.prune(target, scalars, self._sparsities[target.name])
+                statistics = self._selected.statistics(target.name)
+                self._pruner.prune(target, statistics, self._sparsities[target.name])
             self._log_layer(layer, members)
 
     def _log_layer(self, layer: str, members: list[Target]) -> None:
@@ -204,7 +227,10 @@ class PruningRun:
         )
 
     def _observe(
-        self, collectors: Iterable[Callable[[Activations], None]], needs_attention: bool
+        self,
+        collectors: Iterable[Callable[[Activations], None]],
+        needs_attention: bool,
+        selected: SelectionCollector | None = None,
     ) -> Observer:
         def consume(activations: Activations) -> None:
             for collect in collectors:
@@ -217,31 +243,32 @@ class PruningRun:
             lambda: active_session().state.current_batch_idx,
             consume,
             needs_attention,
+            selected.layer_done if isinstance(selected, DriftCollector) else None,
         )
 
     def _refuse(self, message: str) -> NoReturn:
         self._pruner.undo()
         raise RuntimeError(message)
 
-    def _refuse_unseen(self, collector: DiversityCollector | SelectionCollector) -> None:
+    def _refuse_unseen(self, collector: Measurement | SelectionCollector) -> None:
         """Refuses target Linears that saw no sample, by name."""
         unseen = [t.name for t in self._targets if not collector.has_seen(t.name)]
         if unseen:
             self._refuse(
                 f"{len(unseen)} target Linears saw no calibration sample, nothing was pruned: "
-                f"{_some(unseen)}. Add them to ignore, give samples that reach them, or, if the "
+                f"{some(unseen)}. Add them to ignore, give samples that reach them, or, if the "
                 'model cannot be traced, use oneshot(pipeline="basic") and dense_pipeline="basic"'
             )
 
     def _refuse_not_finite(
-        self, targets: list[Target], collector: DiversityCollector | SelectionCollector
+        self, targets: list[Target], collector: Measurement | SelectionCollector
     ) -> None:
         """Refuses Linears whose activations are NaN or infinite, by name."""
         bad = [target.name for target in targets if not collector.is_finite(target.name)]
         if bad:
             self._refuse(
                 f"{len(bad)} target Linears have activations that are not finite, nothing was "
-                f"pruned: {_some(bad)}"
+                f"pruned: {some(bad)}"
             )
 
     def _tell_missing_attention(self) -> None:
@@ -250,19 +277,14 @@ class PruningRun:
         if not layers:
             return
         if self._fields.no_attention == "error":
-            self._refuse(f"{len(layers)} decoder layers give no attention weights: {_some(layers)}")
+            self._refuse(f"{len(layers)} decoder layers give no attention weights: {some(layers)}")
         if not self._warned_of_attention:
             self._warned_of_attention = True
             logger.warning(
                 f"{len(layers)} decoder layers give no attention weights, all their tokens weigh "
-                f"the same: {_some(layers)}"
+                f"the same: {some(layers)}"
             )
 
 
 def _as_list(value: str | list[str] | None) -> list[str]:
     return [value] if isinstance(value, str) else list(value or [])
-
-
-def _some(names: list[str], limit: int = 5) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

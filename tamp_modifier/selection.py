@@ -1,4 +1,4 @@
-"""AMIA: which tokens of a sample enter the activation statistics of one Linear.
+"""Which tokens of a sample enter the activation statistics of one Linear; above all AMIA.
 
 TAMP (arXiv 2504.09897), adaptive multimodal input activation. With a_i the attention that token i
 receives from the last token, o_i the L2-normalised outputs of the Linear and d_ij = 1 - <o_i, o_j>:
@@ -18,16 +18,18 @@ picks does not depend on the MMD, so they are made on the host and K is asked fo
 from __future__ import annotations
 
 import heapq
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
 
 from tamp_modifier.diversity import MIN_NORM, pair_means, pair_sums_from_cosines
+from tamp_modifier.drift import DriftSelection
 from tamp_modifier.statistics import NonFiniteError
 from tamp_modifier.tokens import TEXT
 
@@ -220,18 +222,28 @@ class TextTokens(Selection):
         return text if text.numel() else torch.arange(outputs.shape[0], device=outputs.device)
 
 
-SELECTIONS: dict[str, type[Selection]] = {
-    rule.name: rule for rule in (AMIASelection, AllTokens, TextTokens)
+AnySelection: TypeAlias = Selection | DriftSelection
+
+SELECTIONS: dict[str, type[Selection] | type[DriftSelection]] = {
+    "amia": AMIASelection,
+    "all": AllTokens,
+    "text": TextTokens,
+    "drift": DriftSelection,
 }
 
 
-def get_selection(name: str, **options: Any) -> Selection:
+def get_selection(name: str, **options: Any) -> AnySelection:
     """The selection rule called `name`, with its own options.
 
     Raises:
-        ValueError: an unknown name.
-        TypeError: an option that the rule does not have.
+        ValueError: an unknown name, an option that the rule does not have or that is out of range.
     """
     if name not in SELECTIONS:
         raise ValueError(f"selection must be one of {', '.join(SELECTIONS)}, got {name!r}")
-    return SELECTIONS[name](**options)
+    rule = SELECTIONS[name]
+    allowed = list(inspect.signature(rule).parameters)
+    unknown = [option for option in options if option not in allowed]
+    if unknown:
+        has = f"its options are {', '.join(allowed)}" if allowed else "it has none"
+        raise ValueError(f"selection {name!r} has no option {unknown[0]!r}; {has}")
+    return rule(**options)

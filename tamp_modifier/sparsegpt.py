@@ -9,20 +9,29 @@ Damping. With H the mean of x x^T over n tokens, the solver gets (1 - r) H + r d
 
 where d is the number of features that were ever active and F the squared Frobenius norm of the
 correlation matrix h_ij / sqrt(h_ii h_jj): oracle approximating shrinkage (Chen, Wiesel, Eldar and
-Hero, arXiv 0907.4698) of the correlations towards none. With many tokens r is the floor, the damping
-of SparseGPT but relative to each feature, so that a few huge features do not drown the others. With
-a handful of tokens, where H has rank n < d and the solver would move weights freely along
-directions that no token has shown, r goes to 1: the Hessian becomes diagonal, the solver compares
-w_ij^2 h_jj, Wanda's metric, and the kept weights stay as they are. Features that were never active
-get a tiny diagonal entry: their weights are the first to go, instead of all of them whatever the
-sparsity, as upstream has it.
+Hero, arXiv 0907.4698) of the correlations towards none. With many tokens r is the floor: damping as
+in SparseGPT, but relative to each feature, so that a few huge features do not drown the others.
+With a handful of tokens, where H has rank n < d and the solver would move weights freely along
+directions that no token has shown, r nears 1: the Hessian becomes diagonal, the solver compares
+w_ij^2 h_jj, Wanda's metric, and the weights that stay hardly change. Features that were never
+active get a tiny diagonal entry: their weights are the first to go, instead of all of them whatever
+the sparsity, as upstream has it.
 
-Exactness. Upstream prunes int(n * sparsity) + 1 of the n weights of every block of columns, compared
-over all rows of the block, and all weights that tie with the last one (bf16 weights of one column
-often do). So rows differ in sparsity, and the Linear ends slightly above its share. Here ties are
-broken by a factor within 1e-6 of 1, below the resolution of half precision; the solver is asked for
-the largest count that is not above the wanted one; and what is missing to it, less than one weight a
-block, is taken by Wanda's metric.
+Measured on the 7 M model in the box (12 Linears, 70 %): relative error of the outputs on samples
+that were not used, by number of tokens.
+
+    tokens                                     6     40    160    640   1960
+    this rule, damping 0.05                0.308  0.209  0.173  0.156  0.150
+    r = 0.01                               0.356  0.257  0.205  0.172  0.164
+    upstream, 0.01 of the mean diagonal    0.298  0.242  0.199  0.168  0.161
+    Wanda                                  0.341  0.290  0.281  0.276  0.274
+
+Exactness. Upstream prunes int(n * sparsity) + 1 of the n weights of every block of columns,
+compared over all rows of the block, and all weights that tie with the last one (bf16 weights of one
+column often do). So rows differ in sparsity, and the Linear ends slightly above its share. Here
+factors within 2e-5 of 1, below the resolution of half precision, break ties, and the solver is
+asked for the largest count that is not above the wanted one. What is missing to it, about one
+weight a block, goes by Wanda's metric; what went too much by ties that are left comes back.
 """
 
 from __future__ import annotations
@@ -34,8 +43,8 @@ from torch import Tensor, nn
 from tamp_modifier.masks import parse_mask_structure, pruned_columns
 
 BLOCK_SIZE = 128  # columns, as in the paper and upstream
-TIE_BREAK = 1e-6
-INACTIVE = 1e-6  # diagonal entry of features that were never active, relative to the smallest
+TIE_BREAK = 2e-5
+LEAST_DIAGONAL = 1e-10  # relative to the mean; keeps features that were never active in range
 
 
 @torch.no_grad()
@@ -71,11 +80,12 @@ def sparsegpt_weight(
     # Groups start anew in every block, so a block has to hold whole ones.
     block = max(BLOCK_SIZE // prune_m, 1) * prune_m if prune_m else BLOCK_SIZE
     asked = 0.0 if prune_m else _largest_sparsity(rows, columns, block, wanted)
+    start = weight.float() if prune_m else weight.float() * _near_one(weight)
     if asked is None:
         pruned = weight.float()
     else:
         linear = nn.Linear(columns, rows, bias=False, device="meta")
-        linear.weight = nn.Parameter(weight.float() * _near_one(weight), requires_grad=False)
+        linear.weight = nn.Parameter(start, requires_grad=False)
         _, pruned = sparsify_weight(
             module=linear,
             hessians_dict={linear: hessian},
@@ -87,26 +97,26 @@ def sparsegpt_weight(
             preserve_sparsity_mask=False,
         )
     pruned = pruned.to(weight.dtype)
-    missing = 0 if prune_m else wanted - int((pruned == 0).sum())
-    if missing > 0:
-        metric = pruned.float().abs().mul_(scale).masked_fill_(pruned == 0, torch.inf).flatten()
-        pruned.view(-1)[metric.topk(missing, largest=False).indices] = 0.0
-    return pruned
+    return pruned if prune_m else _with_zeros(pruned, weight, scale, wanted)
 
 
 def damp(hessian: Tensor, tokens: int, damping: float) -> Tensor:
-    """Shrink the off-diagonal entries of a Hessian, in place; see the top of this file."""
-    diagonal = hessian.diagonal().clone()
-    active = diagonal > 0
+    """Shrink the off-diagonal entries of a Hessian, in place; see the top of this file.
+
+    Returns:
+        The Hessian with a mean diagonal of 1; only ratios count for the solver.
+    """
+    mean = hessian.diagonal().mean()
+    if mean == 0:
+        return hessian.copy_(torch.eye(len(hessian)))
+    diagonal = hessian.div_(mean).diagonal().clone()
+    active = diagonal > LEAST_DIAGONAL
     count = int(active.sum())
-    if count == 0:
-        return hessian.copy_(torch.eye(len(diagonal)))
     inverse = torch.where(active, diagonal.rsqrt(), torch.zeros_like(diagonal))
     frobenius = float((hessian * inverse[:, None] * inverse).double().square().sum())
     shrinkage = max(damping, oas(frobenius, count, tokens))
     hessian *= 1.0 - shrinkage
-    floor = INACTIVE * diagonal[active].min()
-    hessian.diagonal().copy_(torch.where(active, diagonal, floor))
+    hessian.diagonal().copy_(diagonal.clamp_min(LEAST_DIAGONAL))
     return hessian
 
 
@@ -126,6 +136,20 @@ def oas(frobenius: float, features: int, tokens: int) -> float:
         return 1.0
     above = (1.0 - 2.0 / features) * frobenius + features**2
     return min(1.0, above / ((tokens + 1.0 - 2.0 / features) * spread))
+
+
+def _with_zeros(pruned: Tensor, weight: Tensor, scale: Tensor, wanted: int) -> Tensor:
+    """`pruned` with `wanted` zeros; by the metric |w_ij| * scale_j few more go or come back."""
+    zero = pruned == 0
+    missing = wanted - int(zero.sum())
+    if missing > 0:
+        metric = (pruned.float().abs() * scale).masked_fill_(zero, torch.inf).flatten()
+        pruned.view(-1)[metric.topk(missing, largest=False).indices] = 0.0
+    elif missing < 0:
+        metric = (weight.float().abs() * scale).masked_fill_(~zero, 0.0).flatten()
+        back = metric.topk(-missing).indices
+        pruned.view(-1)[back] = weight.reshape(-1)[back]
+    return pruned
 
 
 def _near_one(weight: Tensor) -> Tensor:

@@ -107,7 +107,7 @@ def test_order_and_unit_of_the_scores_do_not_matter(case: Case, unit: float) -> 
 
 def test_uniform_gives_every_linear_the_same_and_needs_no_importance() -> None:
     rule = get_allocation("uniform")
-    assert not rule.needs_importance
+    assert rule.measure == "nothing"
     found = rule({}, {"a": 10, "b": 1000}, 0.6, 0.7)
     assert found == pytest.approx({"a": 0.6, "b": 0.6})
 
@@ -203,8 +203,8 @@ def test_nothing_to_prune_is_refused() -> None:
 
 
 def test_unknown_rule_is_refused() -> None:
-    with pytest.raises(ValueError, match="das, das_numel, uniform, got 'owl'"):
-        get_allocation("owl")
+    with pytest.raises(ValueError, match="das, das_numel, uniform, owl, dlp, atp, got 'owls'"):
+        get_allocation("owls")
 
 
 def test_explicit_allocation_is_returned_in_the_order_of_the_linears() -> None:

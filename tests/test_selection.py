@@ -239,6 +239,7 @@ def test_rules_have_their_names_and_needs() -> None:
         "amia": True,
         "all": False,
         "text": False,
+        "drift": False,
     }
     assert all(rule.name == name for name, rule in SELECTIONS.items())
 
@@ -265,11 +266,11 @@ def test_text_rule_takes_all_tokens_of_a_sample_without_text() -> None:
 
 
 def test_unknown_rule_and_bad_options_are_refused() -> None:
-    with pytest.raises(ValueError, match="amia, all, text, got 'best'"):
+    with pytest.raises(ValueError, match="amia, all, text, drift, got 'best'"):
         get_selection("best")
     with pytest.raises(ValueError, match="num_neighbors must be an integer >= 1, got 0"):
         get_selection("amia", num_neighbors=0)
     with pytest.raises(ValueError, match="threshold must be finite and >= 0, got -1"):
         get_selection("amia", threshold=-1)
-    with pytest.raises(TypeError):
+    with pytest.raises(ValueError, match="selection 'text' has no option 'threshold'; it has none"):
         get_selection("text", threshold=0.1)

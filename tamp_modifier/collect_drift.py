@@ -1,0 +1,128 @@
+"""Collecting for a selection that waits until all samples have passed a decoder layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from tamp_modifier.collect import SelectionCollector
+from tamp_modifier.drift import DriftSelection, drift_ranks, token_drift
+from tamp_modifier.observer import Activations, LayerStates
+from tamp_modifier.scores import Score
+from tamp_modifier.selection import AllTokens
+from tamp_modifier.tokens import TEXT
+
+
+@dataclass(frozen=True, eq=False)
+class _Held:
+    """Tokens of one Linear and sample that may still be selected.
+
+    Attributes:
+        sample: number of the sample.
+        entry: where the Linear's tokens of this sample are counted.
+        text: number of text tokens of the sample.
+        visual: number of its other tokens.
+        ranks: int64 [n], of these tokens.
+        tokens: int64 [n], their indices in the sample.
+        inputs: [n, in_features].
+    """
+
+    sample: int
+    entry: int
+    text: int
+    visual: int
+    ranks: torch.Tensor
+    tokens: torch.Tensor
+    inputs: torch.Tensor
+
+
+class DriftCollector(SelectionCollector):
+    """Statistics of the tokens that `DriftSelection` chooses, once a decoder layer.
+
+    Args:
+        rule: the rule.
+        score: what the statistics are for.
+        keep_indices: remember which tokens were selected, for the report.
+    """
+
+    def __init__(self, rule: DriftSelection, score: Score, keep_indices: bool) -> None:
+        # Samples without text give all tokens, and so do Linears outside of the decoder layers.
+        super().__init__(AllTokens(), score, keep_indices)
+        self._rule = rule
+        self._sums: dict[str, tuple[torch.Tensor, int]] = {}
+        self._passing: dict[str, dict[int, tuple[torch.Tensor, int]]] = {}
+        self._held: dict[str, list[_Held]] = {}
+        self._layers: dict[str, str] = {}
+
+    def layer_done(self, layer: str, states: Sequence[LayerStates]) -> None:
+        """Takes in what a decoder layer got and gave in a batch; its activations come next."""
+        self._passing[layer] = {}
+        for state in states:
+            drift = token_drift(state.inputs, state.outputs)
+            visual = state.types != TEXT
+            total, count = self._sums.get(layer, (drift.new_zeros((), dtype=torch.float64), 0))
+            seen = int(visual.sum())
+            self._sums[layer] = (total + drift[visual].double().sum(), count + seen)
+            ranks = drift_ranks(drift, state.types)
+            self._passing[layer][state.sample] = (ranks, seen)
+
+    def mean_drift(self, layer: str) -> float:
+        """Mean drift of the visual tokens of all samples so far; 0 if there was none."""
+        total, count = self._sums[layer]
+        return float(total) / max(count, 1)
+
+    def collect(self, activations: Activations) -> None:
+        """Adds the text tokens of one Linear in one sample and holds back what may be selected."""
+        name, layer = activations.target.name, activations.target.layer
+        if layer is None or not activations.routed:
+            super().collect(activations)
+            return
+        ranks, visual = self._passing[layer][activations.sample]
+        text = ranks.numel() - visual
+        if text == 0:
+            super().collect(activations)
+            return
+        if activations.target.expert is not None:
+            self._statistics(self._fallback, activations).update(activations.inputs)
+        tokens = activations.tokens
+        tokens = torch.arange(len(ranks), device=ranks.device) if tokens is None else tokens
+        ranks = ranks[tokens]
+        most = self._rule.kept(math.inf, text, visual) if self._rule.alpha > 0 else 0
+        now, later = ranks < 0, (ranks >= 0) & (ranks < most)
+        self._statistics(self._selected, activations).update(activations.inputs[now])
+        self._counts.setdefault(name, []).append(int(now.sum()))
+        if self._keep_indices:
+            self._indices.setdefault(name, {})[activations.sample] = tokens[now].cpu()
+        self._layers[name] = layer
+        self._held.setdefault(name, []).append(
+            _Held(
+                activations.sample,
+                len(self._counts[name]) - 1,
+                text,
+                visual,
+                ranks[later].cpu(),
+                tokens[later].cpu(),
+                activations.inputs[later].cpu(),
+            )
+        )
+
+    def settle(self, name: str) -> None:
+        """Adds the visual tokens, now that the mean drift of the layer is known."""
+        held = self._held.pop(name, [])
+        if not held:
+            return
+        mean = self.mean_drift(self._layers[name])
+        if not math.isfinite(mean):
+            self._not_finite.add(name)
+            return
+        for tokens in held:
+            picked = tokens.ranks < self._rule.kept(mean, tokens.text, tokens.visual)
+            self._selected[name].update(tokens.inputs[picked])
+            self._counts[name][tokens.entry] += int(picked.sum())
+            if self._keep_indices:
+                kept = self._indices[name]
+                both = torch.cat((kept[tokens.sample], tokens.tokens[picked]))
+                kept[tokens.sample] = both.sort().values

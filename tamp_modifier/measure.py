@@ -1,0 +1,155 @@
+"""What an allocation rule wants to know of the dense model, collected in a pass over it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from compressed_tensors.utils import align_module_device
+
+from tamp_modifier.diversity import DiversityTracker, Pair
+from tamp_modifier.layerwise import MetricAllocation
+from tamp_modifier.observer import Activations
+from tamp_modifier.rules import Allocation
+from tamp_modifier.statistics import RowScalars
+from tamp_modifier.targets import Target
+
+
+class Measurement(Protocol):
+    """Collects activations of the dense model and turns them into an importance per Linear."""
+
+    def collect(self, activations: Activations) -> None:
+        """Adds one Linear's activations in one sample."""
+
+    def has_seen(self, name: str) -> bool:
+        """Whether a token passed through the Linear."""
+
+    def is_finite(self, name: str) -> bool:
+        """Whether everything collected of it is finite."""
+
+    def importance(self, name: str) -> float | None:
+        """What was measured of the Linear, None if nothing was; for the report."""
+
+    def similarities(self, name: str) -> dict[Pair, float]:
+        """Mean cosine similarity per pair of modalities; empty where it is not measured."""
+
+    def importance_of(self, names: Sequence[str]) -> dict[str, float]:
+        """Importance of the Linears, for the allocation rule."""
+
+
+def measurement_for(
+    rule: Allocation, targets: Sequence[Target], positive_only: bool
+) -> Measurement | None:
+    """What measures for this rule; None if it needs no pass over the dense model."""
+    if isinstance(rule, MetricAllocation):
+        return MetricCollector(rule, targets)
+    return DiversityCollector(positive_only) if rule.measure == "diversity" else None
+
+
+class DiversityCollector:
+    """Diversity of every Linear's outputs, for DAS."""
+
+    def __init__(self, positive_only: bool = False) -> None:
+        self._positive_only = positive_only
+        self._trackers: dict[str, DiversityTracker] = {}
+        self._importance: dict[str, float] = {}
+
+    def collect(self, activations: Activations) -> None:
+        """Adds one Linear's activations in one sample."""
+        tracker = self._trackers.setdefault(
+            activations.target.name, DiversityTracker(self._positive_only)
+        )
+        if activations.routed:
+            tracker.update(activations.outputs, activations.types)
+
+    def has_seen(self, name: str) -> bool:
+        """Whether a token passed through the Linear."""
+        return name in self._trackers
+
+    def is_finite(self, name: str) -> bool:
+        """Whether all its outputs were finite."""
+        return math.isfinite(self._read(name))
+
+    def importance(self, name: str) -> float | None:
+        """DAS importance of the Linear; None if no sample had two tokens."""
+        return self._read(name) if self.similarities(name) else None
+
+    def _read(self, name: str) -> float:
+        # Read from the device once, when its pass is over.
+        if name not in self._importance:
+            self._importance[name] = self._trackers[name].importance
+        return self._importance[name]
+
+    def similarities(self, name: str) -> dict[Pair, float]:
+        """Mean cosine similarity per pair of modalities; empty if no sample had two tokens."""
+        return self._trackers[name].similarities if name in self._trackers else {}
+
+    def importance_of(self, names: Sequence[str]) -> dict[str, float]:
+        """Importance of all Linears; experts without a routed token get the mean of the others."""
+        measured = {name: self._read(name) for name in names if self.similarities(name)}
+        mean = sum(measured.values()) / max(len(measured), 1)
+        return {name: measured.get(name, mean) for name in names}
+
+
+class MetricCollector:
+    """Sums |W_ij| ||x_j||_2 of the dense model up per decoder layer, for OWL and DLP.
+
+    ||x_j||_2 is over all real tokens of all samples, or those routed to an expert. The metrics of
+    one decoder layer at a time are made in fp32.
+
+    Args:
+        rule: tells how the metrics of a layer are summed up.
+        targets: the Linears.
+    """
+
+    def __init__(self, rule: MetricAllocation, targets: Sequence[Target]) -> None:
+        self._rule = rule
+        self._targets = targets
+        self._scalars: dict[str, RowScalars] = {}
+        self._importance: dict[str, float] = {}
+
+    def collect(self, activations: Activations) -> None:
+        """Adds one Linear's activations in one sample."""
+        width = activations.inputs.shape[-1]
+        scalars = self._scalars.setdefault(activations.target.name, RowScalars(width))
+        if activations.routed:
+            scalars.update(activations.inputs)
+
+    def has_seen(self, name: str) -> bool:
+        """Whether a token passed through the Linear."""
+        return name in self._scalars
+
+    def is_finite(self, name: str) -> bool:
+        """Whether all its inputs were finite."""
+        return name in self._importance or self._scalars[name].is_finite()
+
+    def importance(self, name: str) -> float | None:
+        """Importance of the Linear's decoder layer; None outside of the decoder layers."""
+        return self._importance.get(name)
+
+    def similarities(self, name: str) -> dict[Pair, float]:
+        """Nothing: they are not measured."""
+        return {}
+
+    @torch.no_grad()
+    def importance_of(self, names: Sequence[str]) -> dict[str, float]:
+        """Importance of the Linears that are in a decoder layer; the sums behind it are freed."""
+        layers: dict[str, list[Target]] = {}
+        for target in self._targets:
+            if target.layer is not None and target.name not in self._importance:
+                layers.setdefault(target.layer, []).append(target)
+        for members in layers.values():
+            value = self._rule.summarise([self._metric(target) for target in members])
+            self._importance |= {target.name: value for target in members}
+        return {name: self._importance[name] for name in names if name in self._importance}
+
+    def _metric(self, target: Target) -> torch.Tensor:
+        """|W_ij| ||x_j||_2, fp32 [out, in]."""
+        scalars = self._scalars.pop(target.name)
+        with align_module_device(target.module):
+            weight = target.module.weight.detach().float().abs()
+        if scalars.tokens == 0:
+            return weight.zero_()
+        return weight.mul_((scalars.result().to(weight) * scalars.tokens).sqrt())
