@@ -19,7 +19,7 @@ from tamp_modifier.collect_drift import DriftCollector
 from tamp_modifier.dense_pass import run_dense_pass
 from tamp_modifier.drift import DriftSelection
 from tamp_modifier.masks import parse_mask_structure
-from tamp_modifier.measure import Measurement, measurement_for
+from tamp_modifier.measure import DiversityCollector, Measurement, measurement_for
 from tamp_modifier.observer import Activations, Observer, RegisterHook
 from tamp_modifier.pruner import Pruner
 from tamp_modifier.recording import build_report
@@ -77,9 +77,12 @@ class PruningRun:
             if isinstance(selection, DriftSelection)
             else SelectionCollector(selection, score, keep_indices)
         )
-        # The dense pass, like the single pass, finds unseen Linears and bad statistics before the
-        # first weight is touched. Without them, what is pruned is kept so that it can be undone.
-        checked_before = fields.one_pass or self._measurement is not None
+        # The single pass finds unseen Linears and bad statistics before it touches a weight, and so
+        # does a dense pass that looks at all that the selection looks at. Without them, what is
+        # pruned is kept so that it can be undone.
+        checked_before = fields.one_pass or (
+            isinstance(self._measurement, DiversityCollector) and selection.name != "drift"
+        )
         self._pruner = Pruner(score, fields.mask_structure, keep_removed=not checked_before)
 
     @property

@@ -263,13 +263,17 @@ def test_drift_does_not_depend_on_the_pipeline_in_the_first_layer(tmp_path: Path
             assert linear.selected == sequential.linears[name].selected
 
 
-def test_drift_refuses_states_that_are_not_finite(tmp_path: Path) -> None:
+@pytest.mark.parametrize("selection", ["drift", "amia"])
+@pytest.mark.parametrize("allocation", ["das", "owl", "uniform"])
+def test_a_last_layer_that_is_not_finite_is_refused_and_nothing_is_pruned(
+    tmp_path: Path, selection: str, allocation: str
+) -> None:
     model, batches, _ = build("llava_llama")
     with torch.no_grad():
         model.model.language_model.layers[1].mlp.down_proj.weight[0, 0] = torch.inf
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(RuntimeError, match="not finite"):
-        prune(model, batches, TAMPModifier(selection="drift", allocation="uniform"), tmp_path)
+    with pytest.raises(RuntimeError, match=r"not finite.*layers\.1"):
+        prune(model, batches, TAMPModifier(selection=selection, allocation=allocation), tmp_path)
     assert same(dict(model.state_dict()), before)
 
 
