@@ -250,3 +250,13 @@ def test_verify_names_the_linears_that_fall_short() -> None:
         verify_sparsity({"good": torch.zeros(2, 4), "bad": torch.ones(2, 4)}, {}, "2:4")
     with pytest.raises(ValueError, match="no sparsity was given for these Linears: good"):
         verify_sparsity({"good": weight}, {})
+
+
+def test_rows_may_differ_where_only_the_whole_linear_counts() -> None:
+    weight = torch.tensor([[0.0, 0.0, 0.0, 1.0], [0.0, 1.0, 1.0, 1.0]])
+    assert verify_sparsity({"a": weight}, {"a": 0.5}, by_row=False) == {"a": 0.5}
+    with pytest.raises(ValueError, match="do not have their sparsity: a"):
+        verify_sparsity({"a": weight}, {"a": 0.5})
+    weight[0, 0] = 1.0
+    with pytest.raises(ValueError, match="do not have their sparsity: a"):
+        verify_sparsity({"a": weight}, {"a": 0.5}, by_row=False)
