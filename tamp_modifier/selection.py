@@ -100,8 +100,9 @@ def select_amia(
 def _cosines(outputs: Tensor) -> Tensor:
     """Cosine similarities [N, N] in fp32."""
     vectors = outputs.float()
-    norms = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
-    unit = vectors / norms.clamp_min(MIN_NORM)
+    norms = torch.linalg.vector_norm(vectors, dim=1, keepdim=True).clamp_min_(MIN_NORM)
+    # The copy in fp32, where one was made, is ours to overwrite.
+    unit = vectors / norms if vectors is outputs else vectors.div_(norms)
     count = len(unit)
     if unit.device.type != "cpu" or count <= TILE:
         return unit @ unit.T
