@@ -29,6 +29,7 @@ BATCHES = (1, 2, 4, 8, 16)
 THREADS = (1, 2)
 PROMPT = 64
 STEPS = 24
+REPEATS = 1
 MODELS = {
     "350m": "random Llama, 348 M parameters, tied embeddings",
     "box": "model in the box, language model of 5 M parameters",
@@ -231,7 +232,7 @@ def measure(model: str, threads: int) -> dict[str, Any]:
         temperature=0, max_tokens=STEPS, min_tokens=STEPS, ignore_eos=True, detokenize=False
     )
     vocabulary = llm.llm_engine.model_config.get_vocab_size()
-    for repeat in range(3):  # the first one warms up
+    for repeat in range(1 + REPEATS):  # the first one warms up
         for batch in BATCHES:
             for index in range(batch):
                 ids = [(7 * index + 13 * place) % vocabulary for place in range(PROMPT)]

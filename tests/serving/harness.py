@@ -130,7 +130,7 @@ class Server:
 
 
 @contextlib.contextmanager
-def serve(model: Path, folder: Path, limit: float = 300) -> Iterator[Server]:
+def serve(model: Path, folder: Path, limit: float = 500) -> Iterator[Server]:
     """The command of the documentation on a free port of 127.0.0.1, ended afterwards."""
     folder.mkdir(parents=True, exist_ok=True)
     port = _free_port()
