@@ -19,6 +19,8 @@ from tests.architectures.inputs import Batch, pad_together
 from tests.architectures.models import Expected, build, eager
 from tests.running import linear_weights, prune, sparsity
 
+pytestmark = pytest.mark.slow
+
 SELECTIONS = ["amia", "drift", "text", "all"]
 ALLOCATIONS = ["das", "das_numel", "owl", "dlp", "atp", "uniform"]
 SCORES = ["wanda", "sparsegpt", "magnitude"]

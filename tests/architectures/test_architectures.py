@@ -14,6 +14,8 @@ from tests.architectures.inputs import PADDING, Batch, pad_together
 from tests.architectures.models import ARCHITECTURES, Expected, build
 from tests.running import prune as run_oneshot
 
+pytestmark = pytest.mark.slow
+
 SPARSITY = 0.5
 
 

@@ -17,6 +17,8 @@ from tests.architectures.models import TEXT, build
 from tests.architectures.test_architectures import check_pruned, prune, snapshot
 from tests.running import prune as run_oneshot
 
+pytestmark = pytest.mark.slow
+
 UNUSUAL = ["qwen3_vl_moe", "qwen3_next", "qwen2_5_omni", "video_llama2_style"]
 
 

@@ -21,6 +21,8 @@ from tests.architectures.inputs import Batch, Sample, tokens
 from tests.architectures.models import ARCHITECTURES, Expected, build, eager
 from tests.architectures.test_architectures import prune
 
+pytestmark = pytest.mark.slow
+
 
 class Recorder:
     """What every Linear of the first decoder layer gave, one entry per sample."""
