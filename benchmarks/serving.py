@@ -143,7 +143,7 @@ def anonymous_bytes() -> int:
     return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon:"))
 
 
-class Loading(logging.Handler):
+class Loading:
     """Time and memory between vLLM's announcement of the load and that of the KV cache."""
 
     begin = end = 0.0
@@ -196,9 +196,17 @@ def measure(model: str, threads: int) -> dict[str, Any]:
     import torch
     from vllm import LLM, SamplingParams
 
-    loading = Loading()  # after the import, which disables the loggers that exist by then
-    for name in ("cpu_model_runner", "cpu_worker"):
-        logging.getLogger(f"vllm.v1.worker.{name}").addHandler(loading)
+    loading = Loading()
+    factory = logging.getLogRecordFactory()
+
+    def observed(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = factory(*args, **kwargs)
+        loading.emit(record)
+        return record
+
+    # Handlers would be lost: vLLM configures its loggers anew while it starts.
+    logging.setLogRecordFactory(observed)
+
     multimodal = (
         "Llava" in json.loads((Path(model) / "config.json").read_text())["architectures"][0]
     )

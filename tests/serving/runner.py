@@ -26,7 +26,6 @@ SMALL = {
     "enforce_eager": True,
     "disable_log_stats": True,
 }
-LOADERS = ("base", "default")
 
 
 def anonymous_bytes() -> int:
@@ -37,11 +36,10 @@ def anonymous_bytes() -> int:
     raise RuntimeError("/proc/self/status has no RssAnon")
 
 
-class LoadingMemory(logging.Handler):
+class LoadingMemory:
     """Measures memory while vLLM loads weights; its log tells when that begins and ends."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.before = self.peak = self.after = 0
         self._running = False
 
@@ -80,15 +78,19 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     from vllm import LLM, SamplingParams
 
     memory = LoadingMemory()
-    # Not at the root logger "vllm": vLLM configures that one anew while it starts.
-    loaders = [logging.getLogger(f"vllm.model_executor.model_loader.{n}_loader") for n in LOADERS]
-    for logger in loaders:
-        logger.addHandler(memory)
+    # Handlers would be lost: vLLM configures its loggers anew while it starts.
+    factory = logging.getLogRecordFactory()
+
+    def observed(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = factory(*args, **kwargs)
+        memory.emit(record)
+        return record
+
+    logging.setLogRecordFactory(observed)
     try:
         llm = LLM(model=job["model"], **(SMALL | job.get("options", {})))
     finally:
-        for logger in loaders:
-            logger.removeHandler(memory)
+        logging.setLogRecordFactory(factory)
     result: dict[str, Any] = {
         "quantization": llm.llm_engine.model_config.quantization,
         "peak": memory.peak - memory.before,
