@@ -14,8 +14,9 @@ Answers = dict[str, dict[str, Any]]
 
 DENSE_ON_DISK = ["llama", "qwen", "box", "fp8", "int8", "int4"]
 PACKED = ["llama", "qwen", "box", "fp8"]
-# vLLM rounds logits to bf16 before the softmax. At their usual size here, 8 to 16, a step is 1/16; a
-# very unlikely token comes from a larger logit, whose step is up to 2^-7 of it. Two steps are allowed.
+# vLLM rounds logits to bf16 before the softmax. At their usual size here, 8 to 16, a step is 1/16;
+# a very unlikely token comes from a larger logit, whose step is up to 2^-7 of it. Two steps are
+# allowed.
 LOGPROB_NOISE = 2 / 16
 RELATIVE_NOISE = 2 * 2**-7
 
