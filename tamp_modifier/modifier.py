@@ -15,6 +15,7 @@ from rich.console import Console
 from tamp_modifier.allocation import Allocation, get_allocation
 from tamp_modifier.batches import TokenTypesFunction, import_function
 from tamp_modifier.masks import parse_mask_structure
+from tamp_modifier.report import check_writable
 from tamp_modifier.run import PruningRun
 from tamp_modifier.scores import Score, get_score
 from tamp_modifier.selection import AnySelection, get_selection
@@ -79,10 +80,10 @@ class TAMPModifier(Modifier):
         score_options: numbers of the score by name. sparsegpt: damping (0.05).
         targets: class names, matched inside the text decoder only, or module names or "re:"
             patterns, matched anywhere.
-        ignore: what is left alone, in the same form. The output head and routers always are, unless
-            targeted by name.
+        ignore: what is left alone, in the same form. The output head and routers always are;
+            routers can be targeted by name.
         sequential_targets: class names of the decoder layers, where the model does not tell; by
-            default those given to ``oneshot``, else the layers of ``model.get_decoder()``.
+            default the layers of ``model.get_decoder()``.
         one_pass: measure diversity and activation statistics of the dense model in one pass and
             prune at its end, without propagating the error of pruned layers. Give ``oneshot`` also
             ``propagate_error=False`` (or ``pipeline="basic"``), or it repeats every layer for
@@ -168,6 +169,8 @@ class TAMPModifier(Modifier):
 
     @model_validator(mode="after")
     def _check_fields(self) -> TAMPModifier:
+        if self.modality_token_ids is not None and self.token_types_fn is not None:
+            raise ValueError("give modality_token_ids or token_types_fn, not both")
         # Refuse names and options that are not known.
         self._selection_rule()
         self._allocation_rule()
@@ -189,8 +192,10 @@ class TAMPModifier(Modifier):
 
     def on_initialize(self, state: State, **kwargs: Any) -> bool:
         """Finds the target Linears and refuses what cannot work."""
-        if state.data.calib is None:
+        if state.data.calib is None or len(state.data.calib) == 0:
             raise ValueError("TAMPModifier needs calibration data; give `dataset` to oneshot")
+        if self.report_path is not None:
+            check_writable(self.report_path)
         self._run = PruningRun(self, state.model)
         complete_tracing()
         return True
@@ -213,8 +218,8 @@ class TAMPModifier(Modifier):
 
     def on_finalize(self, state: State, **kwargs: Any) -> bool:
         """Checks that the zeros are still there, marks the model, and writes the report."""
-        run, self._run = self.run, None
-        if not run.finished:
+        run, self._run = self._run, None
+        if run is None or not run.finished:
             return True  # refused before; the error has told why
         run.warn_of_lost_zeros()
         # Saved with the model; by it vLLM knows, through the plugin, to serve the zeros sparse.

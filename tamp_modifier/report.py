@@ -192,6 +192,25 @@ def weighted_sparsity(linears: Iterable[LinearReport], value: str = "reached") -
     return sum(numel * sparsity for numel, sparsity in pairs) / total if total else 0.0
 
 
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Refuses a report path that cannot be written, before hours of work go into the report.
+
+    Raises:
+        ReportError: a folder, or a place where no file can be made.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ReportError(f"report_path {str(path)!r} is a folder")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ReportError(
+            f"report_path {str(path)!r} cannot be written: {error.strerror}"
+        ) from None
+
+
 def write_json(path: str | os.PathLike[str], data: Any) -> Path:
     """Writes strict JSON through a temporary file beside it, so no reader sees half a file."""
     path = Path(path)

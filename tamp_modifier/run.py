@@ -12,7 +12,7 @@ from llmcompressor.modifiers import Modifier
 from loguru import logger
 
 from tamp_modifier.allocation import explicit_allocation, round_to_budget
-from tamp_modifier.batches import RepeatableLoader, TokenBatch, read_batches
+from tamp_modifier.batches import RepeatableLoader, TokenBatch, count_tokens, read_batches
 from tamp_modifier.budget import some
 from tamp_modifier.collect import SelectionCollector
 from tamp_modifier.collect_drift import DriftCollector
@@ -100,6 +100,10 @@ class PruningRun:
         start = time.perf_counter()
         loader = RepeatableLoader(dataloader)
         self._batches = read_batches(loader, self._ids, self._token_types_fn)
+        if self._ids and set(count_tokens(self._batches)) <= {"text"}:
+            logger.warning(
+                f"no calibration sample has a token of {self._ids}: everything is pruned as text"
+            )
         collectors = [self._selected.collect]
         if self._measurement is not None and self._fields.one_pass:
             collectors.append(self._measurement.collect)

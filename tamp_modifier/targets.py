@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -90,7 +91,7 @@ def find_targets(
 
     A class name such as ``Linear`` matches inside the text decoder only, so that vision and audio
     towers, projectors and embeddings stay as they are. A module name or ``re:`` pattern matches
-    anywhere. The output head and routers match only by a name or pattern of their own.
+    anywhere. Routers match only by a name or pattern of their own, the output head not at all.
 
     Args:
         model: the model.
@@ -102,8 +103,13 @@ def find_targets(
         The targets in order of the model, and the ``ignore`` patterns that matched no module.
 
     Raises:
-        ValueError: a target matches nothing, or nothing is left after ignoring.
+        ValueError: no target, a target that matches nothing or is no regular expression, nothing
+            left after ignoring, or the output head.
     """
+    if not targets:
+        raise ValueError("targets is empty; give class names, module names or 're:' patterns")
+    _check_patterns("targets", targets)
+    _check_patterns("ignore", ignore)
     ignore_hits = dict.fromkeys(ignore, False)
     target_hits = dict.fromkeys(targets, False)
     containers = {
@@ -129,6 +135,14 @@ def find_targets(
         raise ValueError(f"targets={missed} match no Linear of the model")
     if not found:
         raise ValueError(f"targets={list(targets)} are all ignored by ignore={list(ignore)}")
+    get_head = getattr(model, "get_output_embeddings", None)
+    head = get_head() if callable(get_head) else None
+    for target in found:
+        if target.module is head:
+            raise ValueError(
+                f"targets={list(targets)} match the output head {target.name}, which llm-compressor "
+                "does not compute during calibration; add it to ignore"
+            )
     return found, [pattern for pattern, hit in ignore_hits.items() if not hit]
 
 
@@ -151,6 +165,17 @@ def _text_decoder(model: nn.Module) -> nn.Module:
     get_decoder = getattr(model, "get_decoder", None)
     decoder = get_decoder() if callable(get_decoder) else None
     return decoder if isinstance(decoder, nn.Module) else model
+
+
+def _check_patterns(field: str, patterns: Sequence[str]) -> None:
+    for pattern in patterns:
+        if pattern.startswith("re:"):
+            try:
+                re.compile(pattern[3:])
+            except re.error as error:
+                raise ValueError(
+                    f"{field}: {pattern!r} is no regular expression: {error}"
+                ) from None
 
 
 def _count_linears(module: nn.Module) -> int:

@@ -216,6 +216,10 @@ def test_the_report_tells_modalities_tokens_and_settings(tmp_path: Path) -> None
         ({"modality_token_ids": {"picture": 3}}, "unknown modality 'picture'"),
         ({"report_path": "report.txt"}, "report_path must end with .json"),
         ({"sparsty": 0.5}, "sparsty"),
+        (
+            {"modality_token_ids": {"image": 3}, "token_types_fn": "a.b:c"},
+            "modality_token_ids or token_types_fn, not both",
+        ),
     ],
 )
 def test_a_bad_field_is_refused_by_name(fields: dict[str, Any], message: str) -> None:
@@ -227,6 +231,10 @@ def test_a_bad_field_is_refused_by_name(fields: dict[str, Any], message: str) ->
     ("fields", "message"),
     [
         ({"targets": ["re:.*no_such"]}, "match no Linear"),
+        ({"targets": []}, "targets is empty"),
+        ({"targets": ["re:("]}, "targets: 're:\\(' is no regular expression"),
+        ({"targets": ["Linear", "re:.*lm_head"]}, "output head"),
+        ({"report_path": "/proc/report.json"}, "report_path '/proc/report.json' cannot be written"),
         ({"ignore": ["Linear"]}, "all ignored"),
         ({"mask_structure": "3:6"}, "divisible by 6"),
         ({"sequential_targets": "NoLayer"}, "sequential_targets"),
@@ -261,6 +269,17 @@ def test_no_calibration_data_is_refused(tmp_path: Path) -> None:
     model.config._name_or_path = str(tmp_path)
     with pytest.raises(ValueError, match="calibration data"):
         oneshot(model=model, recipe=[TAMPModifier()])
+
+
+def test_an_empty_loader_is_refused(tmp_path: Path) -> None:
+    model, _, _ = build("llama_text")
+    with pytest.raises(ValueError, match="calibration data"):
+        prune(model, [], TAMPModifier(), tmp_path)
+
+
+def test_ids_that_no_sample_has_are_a_warning(tmp_path: Path, logged: list[str]) -> None:
+    pruned(tmp_path, {"modality_token_ids": {"image": 99999}})
+    assert any("everything is pruned as text" in line for line in logged)
 
 
 def test_an_ignore_pattern_without_a_match_is_a_warning(tmp_path: Path, logged: list[str]) -> None:
