@@ -140,8 +140,8 @@ def find_targets(
     for target in found:
         if target.module is head:
             raise ValueError(
-                f"targets={list(targets)} match the output head {target.name}, which llm-compressor "
-                "does not compute during calibration; add it to ignore"
+                f"targets={list(targets)} match the output head {target.name}, which "
+                "llm-compressor does not compute during calibration; add it to ignore"
             )
     return found, [pattern for pattern, hit in ignore_hits.items() if not hit]
 
