@@ -44,9 +44,7 @@ class RowScalars:
     @torch.no_grad()
     def update(self, inputs: Tensor) -> None:
         """Add the selected tokens of one sample, [n, in_features], any floating dtype."""
-        if inputs.ndim != 2 or inputs.shape[1] != self.in_features:
-            wanted = f"[tokens, {self.in_features}]"
-            raise ValueError(f"inputs must be {wanted}, got {tuple(inputs.shape)}")
+        _check_inputs(inputs, self.in_features)
         if self._sums is None:
             device = inputs.device if self._device is None else self._device
             self._sums = torch.zeros(self.in_features, dtype=torch.float64, device=device)
@@ -90,9 +88,7 @@ class Hessian:
     @torch.no_grad()
     def update(self, inputs: Tensor) -> None:
         """Add the selected tokens of one sample, [n, in_features], any floating dtype."""
-        if inputs.ndim != 2 or inputs.shape[1] != self.in_features:
-            wanted = f"[tokens, {self.in_features}]"
-            raise ValueError(f"inputs must be {wanted}, got {tuple(inputs.shape)}")
+        _check_inputs(inputs, self.in_features)
         if self._sums is None:
             size = (self.in_features, self.in_features)
             self._sums = torch.zeros(size, dtype=torch.float32, device=inputs.device)
@@ -132,3 +128,8 @@ class TokenCount:
     def is_finite(self) -> bool:
         """Nothing that could be otherwise."""
         return True
+
+
+def _check_inputs(inputs: Tensor, in_features: int) -> None:
+    if inputs.ndim != 2 or inputs.shape[1] != in_features:
+        raise ValueError(f"inputs must be [tokens, {in_features}], got {tuple(inputs.shape)}")
