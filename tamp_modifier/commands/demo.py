@@ -1,0 +1,37 @@
+"""``tamp demo``: prune the model in the box and compare."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from tamp_modifier.commands.arguments import positive
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the command to the parser of ``tamp``."""
+    parser = subparsers.add_parser(
+        "demo",
+        help="prune the model in the box with Wanda and TAMP, and compare",
+        description="Prune the small multimodal model that comes with the package with Wanda and "
+        "with TAMP, ask each pruned model about pictures and in plain text, and print one table. "
+        "Writes demo.json, two figures and a report per TAMP run into the output folder.",
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("output/demo"), help="folder (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--samples", type=positive, default=32, help="calibration samples (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--items", type=positive, default=50, help="questions per task (default: %(default)s)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the whole comparison."""
+    from tamp_modifier.demo.run import run_demo
+
+    run_demo(args.output, samples=args.samples, items=args.items)
