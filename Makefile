@@ -78,16 +78,19 @@ check: $(STAMP) ## ruff and mypy
 	@echo "== mypy"
 	@$(BIN)/mypy
 
+# One process a core, at most four (each holds torch and a model), with one thread each.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist worksteal
+
 .PHONY: test-fast
 test-fast: $(STAMP) ## the tests that take seconds, under three minutes together
-	@$(BIN)/python -m pytest -q -m "not slow and not serving"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PARALLEL) -m "not slow and not serving"
 
 .PHONY: test
 test: test-compress test-serve ## the whole suite
 
 .PHONY: test-compress
 test-compress: $(STAMP)
-	@$(BIN)/python -m pytest -q
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PARALLEL)
 
 .PHONY: test-serve
 test-serve: $(SERVE_STAMP) ## real vLLM: in process and as a server on 127.0.0.1; under six minutes
