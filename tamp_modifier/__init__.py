@@ -2,18 +2,22 @@
 
 ``import tamp_modifier`` loads neither llm-compressor nor vLLM and works where they are absent.
 ``from tamp_modifier import TAMPModifier`` imports llm-compressor and registers the modifier, which
-YAML recipes need.
+YAML recipes need. After ``import tamp_modifier`` transformers loads packed checkpoints too.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tamp_modifier import transformers_plugin
+
 if TYPE_CHECKING:
     from tamp_modifier.modifier import TAMPModifier
 
 __version__ = "0.1.0"
 __all__ = ["TAMPModifier", "__version__"]
+
+transformers_plugin.install()
 
 
 def __getattr__(name: str) -> Any:

@@ -1,9 +1,8 @@
 """Packing and unpacking of whole checkpoint folders (safetensors shards), tensor by tensor.
 
 `pack_checkpoint` stores each pruned 2-D weight as the three tensors of `serialization`, all else
-as it is, and puts the marker ``compression_config`` into config.json. `unpack_checkpoint` goes back
-to the same tensors, bit by bit (-0 comes back as +0). `iter_dense` reads packed, dense and legacy
-files alike.
+as it is, and marks it in config.json. `unpack_checkpoint` goes back to the same tensors, bit by bit
+(-0 comes back as +0). `iter_dense` and `write_dense` read packed, dense and legacy files alike.
 """
 
 from __future__ import annotations
@@ -13,21 +12,20 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from tamp_modifier.sparse.format import STORAGE_DTYPES, pack, unpack
+from tamp_modifier.sparse.format import STORAGE_DTYPES, nonzero, pack, unpack
 from tamp_modifier.sparse.safetensors_writer import ShardWriter
 from tamp_modifier.sparse.serialization import (
-    CONFIG_KEY,
     PACKED_SUFFIXES,
-    config_marker,
     from_tensors,
+    mark_dense,
+    mark_packed,
     read_24_bitmask,
     read_bitmask,
     read_marker,
@@ -38,7 +36,7 @@ CONFIG_FILE = "config.json"
 INDEX_FILE = "model.safetensors.index.json"
 # Below this sparsity a 16-bit weight would hardly shrink: the mask costs 1 bit a weight.
 MIN_SPARSITY = 0.2
-_NEVER_PACKED = ("embed_tokens", "lm_head", "wte", "wpe", "word_embeddings")
+NEVER_PACKED = ("embed_tokens", "lm_head", "wte", "wpe", "word_embeddings")
 
 Progress = Callable[[str, int, int], None]
 
@@ -158,14 +156,28 @@ def _open(file: Path) -> Any:
         raise ValueError(f"{file} is not a readable safetensors file: {error}") from error
 
 
-def _read_dense(handle: Any, name: str, kind: str, stored: list[str]) -> Tensor:
-    tensors = {part: handle.get_tensor(part) for part in stored}
+def _to_dense(tensors: Mapping[str, Tensor], name: str, kind: str) -> Tensor:
     if kind == "packed":
         return unpack(from_tensors(tensors, name))
     if kind == "dense":
         return tensors[name]
-    base = next(part for part in stored if part.endswith(".bitmask")).removesuffix(".bitmask")
+    base = next(part for part in tensors if part.endswith(".bitmask")).removesuffix(".bitmask")
     return (read_bitmask if kind == "sparse-bitmask" else read_24_bitmask)(tensors, base)
+
+
+def iter_stored(file: str | os.PathLike[str]) -> Iterator[tuple[str, str, Tensor, int]]:
+    """All weights of a file as ``(name, kind, dense tensor, bytes on disk)``, one at a time.
+
+    The kind is "dense", "packed", "sparse-bitmask" or "sparse-24-bitmask".
+
+    Raises:
+        ValueError: the file cannot be read, or a packed tensor is damaged; names it.
+    """
+    with _open(Path(file)) as handle:
+        for name, (kind, stored) in _groups(handle.keys()).items():
+            tensors = {part: handle.get_tensor(part) for part in stored}
+            size = sum(tensor.nbytes for tensor in tensors.values())
+            yield name, kind, _to_dense(tensors, name, kind), size
 
 
 def iter_dense(files: Iterable[str | os.PathLike[str]]) -> Iterator[tuple[str, Tensor]]:
@@ -175,19 +187,17 @@ def iter_dense(files: Iterable[str | os.PathLike[str]]) -> Iterator[tuple[str, T
         ValueError: a file cannot be read, or a packed tensor is damaged; names it.
     """
     for file in files:
-        with _open(Path(file)) as handle:
-            for name, (kind, stored) in _groups(handle.keys()).items():
-                yield name, _read_dense(handle, name, kind, stored)
+        for name, _, dense, _ in iter_stored(file):
+            yield name, dense
 
 
 def _is_pruned_linear(name: str, weight: Tensor, min_sparsity: float) -> bool:
     if weight.dim() != 2 or weight.dtype not in STORAGE_DTYPES or not name.endswith(".weight"):
         return False
-    if weight.numel() == 0 or any(part in _NEVER_PACKED for part in name.split(".")):
+    if weight.numel() == 0 or any(part in NEVER_PACKED for part in name.split(".")):
         return False
-    bits = weight.view(STORAGE_DTYPES[weight.dtype])
-    zeros = bits.numel() - int(torch.count_nonzero(bits))
-    return zeros >= min_sparsity * bits.numel()
+    zeros = weight.numel() - int(nonzero(weight).sum())
+    return zeros >= min_sparsity * weight.numel()
 
 
 def _copy_other_files(source: Path, target: Path, skip: set[str]) -> None:
@@ -228,14 +238,12 @@ def _convert(
     weight_map: dict[str, str] = {}
     try:
         for number, file in enumerate(files):
-            with (
-                _open(file) as handle,
-                ShardWriter(partial / file.name, handle.metadata()) as shard,
-            ):
-                for name, (kind, stored) in _groups(handle.keys()).items():
+            with _open(file) as handle:
+                metadata = handle.metadata()
+            with ShardWriter(partial / file.name, metadata) as shard:
+                for name, dense in iter_dense([file]):
                     if progress is not None:
                         progress(name, number, len(files))
-                    dense = _read_dense(handle, name, kind, stored)
                     for part, tensor in convert(name, dense, stats).items():
                         shard.add(part, tensor)
                         weight_map[part] = file.name
@@ -295,7 +303,7 @@ def pack_checkpoint(
             raise ValueError(
                 f"{source}: no 2-D weight has {min_sparsity:.0%} zeros; prune the model first"
             )
-        return {**config, CONFIG_KEY: config_marker("packed", stats.linears)}
+        return mark_packed(config, stats.linears)
 
     return _convert(source, out, make_config, convert, progress)
 
@@ -313,23 +321,63 @@ def unpack_checkpoint(
         FileNotFoundError: `source` or one of its files is missing.
         ValueError: unreadable or damaged files, or a weight does not fit config.json; names it.
     """
-    marker = read_marker(read_config(source))
-    expected = (marker or {}).get("linears") or {}
+    expected = (read_marker(read_config(source)) or {}).get("linears") or {}
 
     def convert(name: str, dense: Tensor, stats: PackStats) -> dict[str, Tensor]:
-        linear = name.removesuffix(".weight")
-        if linear in expected and dense.dim() == 2:
-            kept = int(torch.count_nonzero(dense.view(STORAGE_DTYPES[dense.dtype])))
-            if kept != expected[linear]:
-                raise ValueError(f"{name} keeps {kept} values, config.json says {expected[linear]}")
-            stats.linears[linear] = kept
+        kept = _check_kept(name, dense, expected)
+        if kept is not None:
+            stats.linears[name.removesuffix(".weight")] = kept
             stats.dense_bytes += dense.nbytes
         return {name: dense}
 
     def make_config(config: dict[str, Any], stats: PackStats) -> dict[str, Any]:
-        missing = sorted(set(expected) - set(stats.linears))
-        if missing:
-            raise ValueError(f"{source}: config.json names weights that are missing: {missing}")
-        return {**config, CONFIG_KEY: config_marker("dense", stats.linears or None)}
+        _check_all_found(source, expected, stats.linears)
+        return mark_dense(config, stats.linears or None)
 
     return _convert(source, out, make_config, convert, progress)
+
+
+def _check_kept(name: str, dense: Tensor, expected: Mapping[str, int]) -> int | None:
+    """Non-zeros of a weight that `expected` lists, None for all others."""
+    linear = name.removesuffix(".weight")
+    if linear not in expected or dense.dim() != 2:
+        return None
+    kept = int(nonzero(dense).sum())
+    if kept != expected[linear]:
+        raise ValueError(f"{name} keeps {kept} values, config.json says {expected[linear]}")
+    return kept
+
+
+def _check_all_found(source: object, expected: Iterable[str], found: Iterable[str]) -> None:
+    missing = sorted(set(expected) - set(found))
+    if missing:
+        raise ValueError(f"{source}: config.json names weights that are missing: {missing}")
+
+
+def write_dense(
+    files: Sequence[str | os.PathLike[str]], folder: Path, linears: Mapping[str, int]
+) -> list[Path]:
+    """Write dense copies of safetensors files, under the same names, into `folder`.
+
+    Args:
+        files: packed, dense or legacy files.
+        folder: exists and is empty.
+        linears: pruned weights without ".weight", and their non-zeros; all of them must be there.
+
+    Returns:
+        The written files, in the order of `files`.
+
+    Raises:
+        ValueError: a file cannot be read, or a weight is damaged, missing or does not fit
+            `linears`; names it.
+    """
+    written, found = [], set()
+    for file in map(Path, files):
+        with ShardWriter(folder / file.name, {"format": "pt"}) as shard:
+            for name, dense in iter_dense([file]):
+                if _check_kept(name, dense, linears) is not None:
+                    found.add(name.removesuffix(".weight"))
+                shard.add(name, dense)
+        written.append(folder / file.name)
+    _check_all_found(", ".join(map(str, files)), linears, found)
+    return written

@@ -107,6 +107,14 @@ def _check_weight(weight: Tensor) -> None:
         raise ValueError(f"weight has dtype {weight.dtype}, allowed are {allowed}")
 
 
+def nonzero(weight: Tensor) -> Tensor:
+    """Where a weight of a dtype of the format is not zero, bool; -0 is zero, NaN is not."""
+    bits = weight.view(STORAGE_DTYPES[weight.dtype])
+    if weight.dtype == torch.int8:
+        return bits != 0
+    return (bits != 0) & (bits != torch.iinfo(bits.dtype).min)
+
+
 def pack(weight: Tensor) -> PackedWeight:
     """Pack a dense weight; `unpack` gives the same bits back, except that -0 comes back as +0.
 
@@ -149,7 +157,7 @@ def unpack_blocks(
     begin, end = blocks
     rows = max(0, min(shape[0], end * BLOCK_ROWS) - begin * BLOCK_ROWS)
     if native.available() and values.device.type == "cpu":
-        dense = torch.empty(rows, shape[1], dtype=values.dtype)
+        dense = values.new_empty(rows, shape[1])
         kept = values.numel() - padding_length(values.dtype)
         native.unpack(mask, values, offsets, kept, shape, blocks, dense)
         return dense
@@ -160,11 +168,12 @@ def _native_pack(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     shape = (weight.shape[0], weight.shape[1])
     if shape[1] and weight.stride(1) != 1:
         weight = weight.contiguous()
-    mask = torch.empty(mask_shape(shape), dtype=torch.int32)
-    offsets = torch.empty(mask.shape[0] + 1, dtype=torch.int64)
+    # Of the weight's device, whatever `torch.device` context is active.
+    mask = weight.new_empty(mask_shape(shape), dtype=torch.int32)
+    offsets = weight.new_empty(mask.shape[0] + 1, dtype=torch.int64)
     native.pack_mask(weight, mask, offsets)
     kept = int(offsets[-1])
-    values = torch.empty(kept + padding_length(weight.dtype), dtype=weight.dtype)
+    values = weight.new_empty(kept + padding_length(weight.dtype))
     values.view(STORAGE_DTYPES[weight.dtype])[kept:] = 0
     native.pack_values(weight, mask, offsets, values)
     return mask, values, offsets
@@ -179,9 +188,7 @@ def _torch_pack(weight: Tensor) -> PackedWeight:
     padded = bits.new_zeros(blocks * BLOCK_ROWS, tiles * TILE_COLUMNS)
     padded[:out_features, :in_features] = bits
     tiled = padded.view(blocks, BLOCK_ROWS, tiles, TILE_COLUMNS).transpose(1, 2)
-    kept = tiled != 0
-    if weight.dtype != torch.int8:
-        kept &= tiled != torch.iinfo(storage).min  # -0
+    kept = nonzero(tiled.view(weight.dtype))
     powers = 1 << torch.arange(TILE_COLUMNS, device=weight.device)
     mask = torch.empty(blocks, tiles, BLOCK_ROWS, dtype=torch.int32, device=weight.device)
     offsets = torch.zeros(blocks + 1, dtype=torch.int64, device=weight.device)

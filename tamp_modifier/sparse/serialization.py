@@ -8,7 +8,10 @@ A weight ``name`` becomes three tensors::
                        CRC-32 of the five numbers before
 
 The offsets follow from the mask. config.json carries ``compression_config`` (`CONFIG_KEY`), a key
-that neither transformers nor vLLM takes for a quantisation.
+that neither transformers nor vLLM takes for a quantisation: without this package both load a dense
+checkpoint as it is. A packed one they cannot read, so its config.json has ``quantization_config``
+with ``quant_method`` `QUANT_METHOD` as well, by which transformers finds our quantizer and stock
+vLLM refuses it. A ``quantization_config`` that was there before stands below `INNER_KEY`.
 """
 
 from __future__ import annotations
@@ -30,6 +33,8 @@ from tamp_modifier.sparse.validation import checksum, offsets_from_mask, validat
 
 CONFIG_KEY = "compression_config"
 CONFIG_FORMAT = "tamp-sparse"
+QUANT_METHOD = "tamp_sparse"
+INNER_KEY = "packed_over"
 FORMAT_VERSION = 1
 LAYOUTS = ("dense", "packed")
 MASK_SUFFIX, VALUES_SUFFIX, HEADER_SUFFIX = ".tamp_mask", ".tamp_values", ".tamp_header"
@@ -88,6 +93,36 @@ def read_marker(config: Mapping[str, Any]) -> dict[str, Any] | None:
     return dict(marker)
 
 
+def mark_packed(config: Mapping[str, Any], linears: Mapping[str, int]) -> dict[str, Any]:
+    """The contents of config.json of a packed checkpoint; see `config_marker` for `linears`."""
+    inner = _inner_quantization(config)
+    quantization = {"quant_method": QUANT_METHOD} | ({} if inner is None else {INNER_KEY: inner})
+    marker = config_marker("packed", linears)
+    return {**config, CONFIG_KEY: marker, "quantization_config": quantization}
+
+
+def mark_dense(config: Mapping[str, Any], linears: Mapping[str, int] | None) -> dict[str, Any]:
+    """The contents of config.json of an unpacked checkpoint."""
+    inner = _inner_quantization(config)
+    config = {**config, CONFIG_KEY: config_marker("dense", linears)}
+    config.pop("quantization_config", None)
+    return config if inner is None else {**config, "quantization_config": inner}
+
+
+def _inner_quantization(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """``quantization_config`` without packing, ours or the one that compressed-tensors had."""
+    found = config.get("quantization_config")
+    if isinstance(found, Mapping) and found.get("quant_method") == QUANT_METHOD:
+        found = found.get(INNER_KEY)
+    if not isinstance(found, Mapping):
+        return None
+    if found.get("quant_method") != "compressed-tensors":
+        return dict(found)
+    # It tells how legacy tensors are stored; vLLM refuses it, and no legacy tensor is left.
+    inner = {key: value for key, value in found.items() if key != "sparsity_config"}
+    return inner if inner.get("config_groups") or inner.get("kv_cache_scheme") else None
+
+
 def _header_checksum(numbers: list[int]) -> int:
     return zlib.crc32(" ".join(map(str, numbers)).encode())
 
@@ -98,7 +133,9 @@ def to_tensors(packed: PackedWeight, name: str) -> dict[str, Tensor]:
     return {
         name + MASK_SUFFIX: packed.mask,
         name + VALUES_SUFFIX: packed.values[: packed.kept],
-        name + HEADER_SUFFIX: torch.tensor([*numbers, _header_checksum(numbers)]),
+        name + HEADER_SUFFIX: torch.tensor(
+            [*numbers, _header_checksum(numbers)], device=packed.device
+        ),
     }
 
 
@@ -170,7 +207,7 @@ def _legacy_shape(name: str, shape: Tensor, bitmask: Tensor) -> tuple[int, int]:
 
 def _legacy_bits(name: str, bitmask: Tensor, columns: int) -> Tensor:
     """bool ``[rows, columns]`` of a row-wise bitmask whose lowest bit comes first."""
-    bits = (bitmask.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8)) & 1
+    bits = (bitmask.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8, device=bitmask.device)) & 1
     bits = bits.bool().view(bitmask.shape[0], -1)
     if bits[:, columns:].any():
         raise ValueError(f"{name}.bitmask keeps values right of the last column {columns - 1}")
@@ -186,7 +223,7 @@ def _legacy_dense(name: str, kept: Tensor, compressed: Tensor) -> Tensor:
     if compressed.dtype not in STORAGE_DTYPES:
         raise ValueError(f"{name}.compressed has dtype {compressed.dtype}, which is not known")
     storage = STORAGE_DTYPES[compressed.dtype]
-    dense = torch.zeros(kept.shape, dtype=storage)
+    dense = compressed.new_zeros(kept.shape, dtype=storage)
     dense[kept] = compressed.reshape(-1).view(storage)
     return dense.view(compressed.dtype)
 

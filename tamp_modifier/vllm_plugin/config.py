@@ -23,6 +23,7 @@ from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tenso
 )
 from vllm.model_executor.models.utils import WeightsMapper
 
+from tamp_modifier.sparse.serialization import INNER_KEY, QUANT_METHOD
 from tamp_modifier.vllm_plugin import QUANTIZATION
 from tamp_modifier.vllm_plugin.linear import SparseLinearMethod, Summary
 from tamp_modifier.vllm_plugin.marker import Marker, check_files, find_marker
@@ -84,6 +85,8 @@ class TampSparseConfig(QuantizationConfig):
         Raises:
             ValueError: another quantization method.
         """
+        if config.get("quant_method") == QUANT_METHOD:  # packed, perhaps over another method
+            config = config.get(INNER_KEY) or {}
         method = config.get("quant_method") or ""
         if method == COMPRESSED_TENSORS:
             # vLLM refuses a non-empty sparsity_config; its weights are unpacked by us.

@@ -134,3 +134,14 @@ def test_pack_refuses_what_is_no_tensor():
 def test_slices_outside_are_refused(slicer, start, stop):
     with pytest.raises(ValueError, match="outside"):
         slicer(sparse.pack(torch.ones(8, 8)), start, stop)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
+def test_a_device_context_changes_nothing(dtype):
+    """Libraries build models under ``torch.device("meta")``."""
+    weight = random_weight((130, 257), dtype, 0.5)
+    with torch.device("meta"):
+        packed = sparse.pack(weight)
+        stored = sparse.to_tensors(packed, "w")
+        found = sparse.unpack(sparse.from_tensors(stored, "w"))
+    assert same_bits(found, weight)

@@ -1,0 +1,85 @@
+"""``tamp inspect``: what a checkpoint holds and how it will be served."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tamp_modifier.commands.output import mebibytes, shard_progress
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from tamp_modifier.sparse.inspection import CheckpointInfo, LinearInfo
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the command to the parser of ``tamp``."""
+    parser = subparsers.add_parser(
+        "inspect",
+        help="show the sparsity of a checkpoint and how vLLM will serve it",
+        description="Read the checkpoint folder DIR, dense, packed or legacy, and print for each "
+        "Linear its zeros, the N:M pattern found, its size dense and packed, and what vLLM with "
+        "the plugin does with it.",
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder with safetensors files")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print one row a Linear and the totals."""
+    from tamp_modifier.sparse.inspection import inspect_checkpoint
+
+    with shard_progress("reading") as progress:
+        info = inspect_checkpoint(args.folder, progress)
+    if args.json:
+        print(json.dumps(dataclasses.asdict(info), indent=2))
+        return
+    from rich.console import Console
+
+    console = Console()
+    console.print(_table(info.linears))
+    for line in summary(info):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _table(linears: list[LinearInfo]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("Linear", overflow="fold")
+    for title in ("out x in", "dtype", "zeros", "N:M", "dense MiB", "packed MiB"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("in vLLM")
+    for linear in linears:
+        table.add_row(
+            linear.name,
+            "x".join(map(str, linear.shape)),
+            linear.dtype,
+            "" if linear.sparsity is None else f"{linear.sparsity:.1%}",
+            linear.pattern,
+            mebibytes(linear.dense_bytes),
+            mebibytes(linear.packed_bytes),
+            f"{linear.served}: {linear.why}",
+        )
+    return table
+
+
+def summary(info: CheckpointInfo) -> list[str]:
+    """The totals in words."""
+    kept = [linear for linear in info.linears if linear.served == "packed"]
+    dense = sum(linear.dense_bytes for linear in info.linears)
+    memory = dense - sum(linear.dense_bytes - linear.packed_bytes for linear in kept)
+    layout = info.layout or "no marker"
+    quantization = f", quantized with {info.quantization}" if info.quantization else ""
+    return [
+        f"on disk: {mebibytes(info.stored_bytes)} MiB ({layout}{quantization}), "
+        f"of them {mebibytes(info.other_bytes)} MiB embeddings, norms and others",
+        f"vLLM with the plugin keeps {len(kept)} of {len(info.linears)} Linears packed: "
+        f"{mebibytes(memory)} MiB instead of {mebibytes(dense)} MiB",
+    ]

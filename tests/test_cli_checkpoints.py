@@ -1,0 +1,267 @@
+"""tamp pack, unpack and inspect: what they write and print, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tamp_modifier import cli
+from tamp_modifier.sparse import CONFIG_KEY, config_marker
+from tamp_modifier.sparse.checkpoint import MIN_SPARSITY
+from tamp_modifier.sparse.inspection import find_pattern, inspect_checkpoint
+from tests.sparse.test_serialization import legacy_24, legacy_bitmask, weight_24
+
+LAYER = "model.layers.0"
+LINEARS: dict[str, tuple[tuple[int, int], float]] = {
+    f"{LAYER}.self_attn.q_proj": ((64, 64), 0.5),
+    f"{LAYER}.self_attn.k_proj": ((32, 64), 0.1),  # with q and v: over the threshold
+    f"{LAYER}.self_attn.v_proj": ((32, 64), 0.5),
+    f"{LAYER}.self_attn.o_proj": ((64, 64), 0.1),
+    f"{LAYER}.mlp.gate_proj": ((96, 64), 0.7),
+    f"{LAYER}.mlp.up_proj": ((96, 64), 0.7),
+    f"{LAYER}.mlp.down_proj": ((64, 96), 0.0),  # 2:4 below
+    "lm_head": ((50, 64), 0.0),
+}
+
+
+def write(folder: Path, tensors: dict[str, torch.Tensor], **config: Any) -> Path:
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def pruned(shape: tuple[int, int], sparsity: float) -> torch.Tensor:
+    """Exactly this share of zeros; half of them -0, as ``weight * mask`` leaves them."""
+    weight = torch.rand(shape) + 0.5
+    weight.view(-1)[torch.randperm(weight.numel())[: round(sparsity * weight.numel())]] = 0
+    return (weight * torch.randn(shape).sign()).bfloat16()
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    tensors = {f"{name}.weight": pruned(*how) for name, how in LINEARS.items()}
+    down = tensors[f"{LAYER}.mlp.down_proj.weight"]
+    down.view(-1, 4)[:, 1:3] = 0
+    tensors |= {
+        "model.embed_tokens.weight": pruned((50, 64), 0.6),
+        "model.norm.weight": torch.ones(64).bfloat16(),
+        "model.layers.0.experts.0.w1.weight": pruned((32, 64), 0.5),
+    }
+    return write(tmp_path / "model", tensors, **{CONFIG_KEY: config_marker("dense")})
+
+
+def run(*arguments: object) -> int:
+    return cli.main([str(argument) for argument in arguments])
+
+
+def error(capsys: pytest.CaptureFixture[str]) -> str:
+    text = capsys.readouterr().err
+    assert text.startswith("tamp: error: ") and text.count("\n") == 1, text
+    return text
+
+
+def test_unpack_gives_back_what_was_packed(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packed, out = tmp_path / "packed", tmp_path / "out"
+    assert run("pack", model, packed, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert len(told["linears"]) == 6 and 0.4 < told["ratio"] < 0.6
+    assert told["total_bytes"] < 0.8 * sum(
+        t.nbytes for t in load_file(next(model.glob("*.saf*"))).values()
+    )
+    assert run("unpack", packed, out) == 0
+    assert f"wrote {out}" in " ".join(capsys.readouterr().out.split())
+    before, after = load_file(model / "model.safetensors"), load_file(out / "model.safetensors")
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        dense = name.removesuffix(".weight") not in told["linears"]
+        plain = tensor if dense else torch.where(tensor == 0, 0, tensor)  # -0 becomes +0
+        assert torch.equal(plain.view(torch.int16), after[name].view(torch.int16)), name
+
+
+def test_pack_prints_a_table(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("pack", model, tmp_path / "packed", "--min-sparsity", "0.6") == 0
+    words = capsys.readouterr().out.split()
+    assert "ratio" in words and "2" in words  # gate and up
+
+
+def test_legacy_checkpoints_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weight = weight_24()
+    second = {key.replace("up_proj", "down_proj"): t for key, t in legacy_24(weight).items()}
+    tensors = {key: t.contiguous() for key, t in (legacy_bitmask(weight) | second).items()}
+    quantization = {
+        "quant_method": "compressed-tensors",
+        "config_groups": {},
+        "sparsity_config": {"format": "sparse-24-bitmask", "targets": ["Linear"]},
+    }
+    legacy = write(tmp_path / "legacy", tensors, quantization_config=quantization)
+    assert run("unpack", legacy, tmp_path / "dense") == 0
+    assert run("pack", legacy, tmp_path / "packed") == 0
+    found = load_file(tmp_path / "dense" / "model.safetensors")
+    assert len(found) == 2 and all(torch.equal(tensor, weight) for tensor in found.values())
+    # vLLM refuses a sparsity_config, and transformers a config without groups.
+    assert "quantization_config" not in json.loads((tmp_path / "dense/config.json").read_text())
+    capsys.readouterr()
+    assert run("inspect", legacy, "--json") == 0
+    stored = {linear["stored"] for linear in json.loads(capsys.readouterr().out)["linears"]}
+    assert stored == {"sparse-bitmask", "sparse-24-bitmask"}
+
+
+def test_a_full_folder_is_left_alone(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("pack", model, model) == 1
+    assert "not an empty folder" in error(capsys)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("")
+    for command in ("pack", "unpack"):
+        assert run(command, model, tmp_path / "full") == 1
+        assert "not an empty folder" in error(capsys)
+    assert [item.name for item in (tmp_path / "full").iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("command", ["pack", "unpack", "inspect"])
+def test_bad_input_is_one_line(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = [] if command == "inspect" else [tmp_path / "out"]
+    assert run(command, tmp_path / "nowhere", *out) == 1
+    assert "nowhere" in error(capsys)
+    folder = write(tmp_path / "empty", {"a.weight": torch.ones(4, 4)})
+    (folder / "model.safetensors").write_bytes(b"12345678 not safetensors")
+    assert run(command, folder, *out) == 1
+    assert "model.safetensors is not a readable safetensors file" in error(capsys)
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
+
+
+def test_a_damaged_tensor_is_named(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packed = tmp_path / "packed"
+    assert run("pack", model, packed) == 0
+    tensors = load_file(packed / "model.safetensors")
+    name = f"{LAYER}.mlp.up_proj.weight"
+    tensors[f"{name}.tamp_values"].view(torch.int16)[5] += 1
+    save_file(tensors, packed / "model.safetensors", {"format": "pt"})
+    capsys.readouterr()
+    for arguments in (("unpack", packed, tmp_path / "out"), ("inspect", packed)):
+        assert run(*arguments) == 1
+        assert name in error(capsys)
+
+
+@pytest.mark.parametrize("share", ["0", "1.5", "nan", "half"])
+def test_a_bad_share_is_refused(share: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        run("pack", "a", "b", "--min-sparsity", share)
+    assert end.value.code == 2
+    assert "is not a number above 0 and up to 1" in capsys.readouterr().err
+
+
+# -- inspect ---------------------------------------------------------------------------------------
+
+
+def test_inspect_tells_how_each_linear_is_served(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("inspect", model, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    linears = {linear["name"]: linear for linear in told["linears"]}
+    assert linears.keys() == LINEARS.keys() | {"model.layers.0.experts.0.w1"}
+    for name, (shape, sparsity) in LINEARS.items():
+        sparsity = 0.5 if name.endswith("down_proj") else sparsity
+        assert linears[name]["sparsity"] == pytest.approx(sparsity, abs=1e-3)
+        assert linears[name]["dense_bytes"] == 2 * shape[0] * shape[1]
+    assert linears[f"{LAYER}.mlp.down_proj"]["pattern"] == "2:4"
+    assert linears[f"{LAYER}.mlp.up_proj"]["pattern"] == "unstructured"
+    assert linears["lm_head"]["pattern"] == ""
+    dense = {name: linear["why"] for name, linear in linears.items() if linear["served"] == "dense"}
+    assert dense == {
+        f"{LAYER}.self_attn.o_proj": f"10% zeros, under {MIN_SPARSITY:.0%}",
+        "lm_head": "the output head is not pruned",
+        "model.layers.0.experts.0.w1": "experts go to vLLM's own kernels",
+    }
+    assert told["layout"] == "dense" and told["quantization"] is None
+    assert told["other_bytes"] == 2 * (50 * 64 + 64)
+
+    assert run("pack", model, tmp_path / "packed") == 0
+    packed = inspect_checkpoint(tmp_path / "packed")
+    assert packed.layout == "packed"
+    for linear in packed.linears:
+        other = linears[linear.name]
+        assert (linear.sparsity, linear.pattern) == (other["sparsity"], other["pattern"])
+        assert linear.packed_bytes == other["packed_bytes"]
+    sizes = {
+        name: sum(t.nbytes for key, t in load_file(tmp_path / "packed/model.safetensors").items()
+                  if key.startswith(f"{name}.weight.tamp_"))
+        for name in LINEARS
+    }  # fmt: skip
+    assert all(sizes[name] in (0, linears[name]["packed_bytes"]) for name in LINEARS)
+    assert packed.stored_bytes < inspect_checkpoint(model).stored_bytes
+
+
+def test_inspect_prints_a_table(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("inspect", model) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "vLLM with the plugin keeps 6 of 9 Linears packed" in text
+    assert "2:4" in text and "(dense)" in text
+
+
+def _group(bits: int, kind: str, strategy: str, inputs: dict[str, Any] | None) -> dict[str, Any]:
+    weights = {"num_bits": bits, "type": kind, "strategy": strategy}
+    return {"group_0": {"weights": weights, "input_activations": inputs}}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "groups", "marker", "served"),
+    [
+        (torch.bfloat16, None, True, "packed"),
+        (torch.bfloat16, None, False, "dense"),
+        (torch.float8_e4m3fn, _group(8, "float", "channel", {"dynamic": True}), True, "packed"),
+        (torch.float8_e4m3fn, _group(8, "float", "block", {"dynamic": True}), True, "dense"),
+        (torch.float8_e4m3fn, _group(8, "float", "channel", None), True, "dense"),
+        (torch.int8, _group(8, "int", "channel", {"symmetric": True}), True, "packed"),
+        (torch.int8, _group(8, "int", "channel", {"symmetric": False}), True, "dense"),
+        (torch.int32, _group(4, "int", "group", None), True, "dense"),
+    ],
+)
+def test_quantized_linears(
+    tmp_path: Path, dtype: torch.dtype, groups: dict[str, Any] | None, marker: bool, served: str
+) -> None:
+    weight = (torch.randn(64, 64) * (torch.rand(64, 64) > 0.5) * 9).to(dtype)
+    name = "weight_packed" if dtype == torch.int32 else "weight"
+    config: dict[str, Any] = {CONFIG_KEY: config_marker("dense")} if marker else {}
+    if groups is not None:
+        config["quantization_config"] = {
+            "quant_method": "compressed-tensors",
+            "config_groups": groups,
+        }
+    folder = write(tmp_path / "model", {f"{LAYER}.mlp.up_proj.{name}": weight}, **config)
+    (linear,) = inspect_checkpoint(folder).linears
+    assert linear.served == served, linear.why
+
+
+@pytest.mark.parametrize(("keep", "size"), [(1, 4), (2, 4), (3, 8), (4, 8), (12, 16), (8, 32)])
+def test_patterns_are_found(keep: int, size: int) -> None:
+    weight = torch.randn(16, 96)
+    order = torch.rand(16, 96 // size, size).argsort(-1)
+    weight[(order >= keep).view(16, 96)] = 0
+    found = find_pattern(weight)
+    assert found == f"{size - keep}:{size}"
+
+
+def test_patterns_are_not_seen_where_there_are_none() -> None:
+    weight = torch.randn(64, 64)
+    assert find_pattern(weight) == ""
+    weight[torch.rand(64, 64) < 0.5] = 0
+    assert find_pattern(weight) == "unstructured"
+    assert find_pattern(torch.zeros(4, 8)) == "4:4"
