@@ -76,6 +76,8 @@ def draw_sparsity_grid(
 ) -> AxesImage:
     """Heat map of the reached sparsity, Linear type against depth.
 
+    Where Linears have patterns that differ, the cells tell the pattern instead of the percentage.
+
     Args:
         axes: Where to draw.
         report: What to draw.
@@ -94,15 +96,22 @@ def draw_sparsity_grid(
         known = [value for row in cells for value in row if not math.isnan(value)]
         low, high = math.floor(10 * min(known)) / 10, math.ceil(10 * max(known)) / 10
         limits = max(0.0, min(low, high - 0.2)), min(1.0, max(high, low + 0.2))
+
+    def text(layer: str, row: dict[str, list[LinearReport]]) -> str:
+        patterns = {linear.pattern for linear in row[layer]}
+        if report.is_mixed and len(patterns) == 1:
+            return patterns.pop()
+        return f"{100 * weighted_sparsity(row[layer]):.0f}"
+
     image = axes.imshow(cells, cmap="viridis", vmin=limits[0], vmax=limits[1], aspect="auto")
     axes.set_yticks(range(len(grid)), list(grid))
     _depth_axis(axes, layers)
     if len(layers) <= 16:
-        for y, row in enumerate(cells):
-            for x, value in enumerate(row):
+        for y, row in enumerate(grid.values()):
+            for x, value in enumerate(cells[y]):
                 if not math.isnan(value):
                     colour = "black" if value > sum(limits) / 2 else "white"
-                    axes.text(x, y, f"{100 * value:.0f}", ha="center", va="center", color=colour)
+                    axes.text(x, y, text(layers[x], row), ha="center", va="center", color=colour)
     return image
 
 

@@ -30,8 +30,8 @@ def parse_mask_structure(mask_structure: str) -> tuple[int, int]:
     prune_n, prune_m = (int(match[1]), int(match[2])) if match else (-1, -1)
     if (prune_n, prune_m) != UNSTRUCTURED and not 0 < prune_n < prune_m:
         raise ValueError(
-            "mask_structure must be '0:0' (unstructured) or 'N:M' with 0 < N < M, "
-            f"got {mask_structure!r}"
+            "mask_structure must be '0:0' (unstructured), 'N:M' with 0 < N < M, or, for "
+            f"TAMPModifier, 'n:M' with a letter n, got {mask_structure!r}"
         )
     return prune_n, prune_m
 

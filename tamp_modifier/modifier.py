@@ -14,7 +14,7 @@ from rich.console import Console
 
 from tamp_modifier.allocation import Allocation, get_allocation
 from tamp_modifier.batches import TokenTypesFunction, import_function
-from tamp_modifier.masks import parse_mask_structure
+from tamp_modifier.patterns import Structure
 from tamp_modifier.report import check_writable
 from tamp_modifier.run import PruningRun
 from tamp_modifier.scores import Score, get_score
@@ -59,8 +59,10 @@ class TAMPModifier(Modifier):
     Args:
         sparsity: share of the weights of all target Linears that is pruned, in (0, 1).
         mask_structure: "0:0" for unstructured, or "N:M": of every M consecutive weights of a row, N
-            are pruned, as in WandaPruningModifier. N:M has the same sparsity everywhere, so
-            ``sparsity`` must be N / M and ``allocation`` is not used.
+            are pruned, as in WandaPruningModifier. With ``sparsity`` N / M every Linear is N:M and
+            ``allocation`` is not used; with less, ``allocation`` decides which Linears are N:M and
+            which stay dense. "n:M", as "n:8" with a letter n, gives every Linear an N of its own,
+            from 0 to M - 1, that ``allocation`` decides.
         allocation: "das" (as published: kept weights follow the importance), "das_numel" (the kept
             share of a Linear follows it), "owl" (decoder layers with more outliers keep more),
             "dlp" (those with a lower median metric keep more), "atp" (sparsity rises with depth;
@@ -73,7 +75,8 @@ class TAMPModifier(Modifier):
             layer moves most), "text" (text tokens only) or "all" (Wanda).
         selection_options: numbers of the selection rule by name. drift: alpha (1).
         max_sparsity: cap of a single Linear, 1 at most; by default ``sparsity + 0.1`` for das and
-            das_numel, and 1 for the others.
+            das_numel, and 1 for the others. With "N:M" it is N / M; with "n:M" the default is
+            rounded up to whole Ns.
         score: "wanda", "sparsegpt" (llm-compressor's solver on the Hessian of the selected tokens;
             changes the weights that stay) or "magnitude" (looks at no token, so ``selection`` is
             not used).
@@ -175,17 +178,12 @@ class TAMPModifier(Modifier):
         self._selection_rule()
         self._allocation_rule()
         self.make_score()
-        prune_n, prune_m = parse_mask_structure(self.mask_structure)
-        if prune_m and abs(self.sparsity - prune_n / prune_m) > 1e-6:
-            raise ValueError(
-                f"sparsity must be {prune_n / prune_m:g} with mask_structure "
-                f"{self.mask_structure!r}, got {self.sparsity}"
-            )
         if self.max_sparsity is not None and not self.sparsity <= self.max_sparsity <= 1.0:
             raise ValueError(
                 f"max_sparsity must be between sparsity ({self.sparsity}) and 1, "
                 f"got {self.max_sparsity}"
             )
+        self.structure()
         return self
 
     # -- lifecycle
@@ -240,14 +238,16 @@ class TAMPModifier(Modifier):
     @property
     def cap(self) -> float:
         """Highest sparsity of a single Linear."""
-        if self.max_sparsity is not None:
-            return self.max_sparsity
         rule = self.make_allocation()
-        return 1.0 if rule is None else rule.default_cap(self.sparsity)
+        return self.structure().cap(1.0 if rule is None else rule.default_cap(self.sparsity))
+
+    def structure(self) -> Structure:
+        """The mask structure together with the sparsity that it shall reach."""
+        return Structure.parse(self.mask_structure, self.sparsity, self.max_sparsity)
 
     def make_allocation(self) -> Allocation | None:
-        """The allocation rule with its options; None where sparsities are given or N:M is."""
-        return None if parse_mask_structure(self.mask_structure)[1] else self._allocation_rule()
+        """The allocation rule; None where sparsities are given or all Linears get the same N:M."""
+        return None if self.structure().is_fixed else self._allocation_rule()
 
     def make_score(self) -> Score:
         """The score with its options."""

@@ -8,6 +8,7 @@ import torch
 from compressed_tensors.utils import align_module_device, update_offload_parameter
 
 from tamp_modifier.masks import verify_sparsity, weight_sparsity
+from tamp_modifier.patterns import DENSE, UNSTRUCTURED
 from tamp_modifier.scores import Score
 from tamp_modifier.statistics import Statistics
 from tamp_modifier.targets import Target
@@ -18,7 +19,6 @@ class Pruner:
 
     Args:
         score: how a Linear is pruned.
-        mask_structure: "0:0" or "N:M".
         keep_removed: keep the pruned weights (on the CPU) until :meth:`forget`, so that
             :meth:`undo` can bring them back. Costs as much memory as was pruned, or as all of the
             weights where the score changes those that stay.
@@ -27,20 +27,27 @@ class Pruner:
         reached: share of zeros of every Linear pruned so far.
     """
 
-    def __init__(self, score: Score, mask_structure: str, keep_removed: bool) -> None:
+    def __init__(self, score: Score, keep_removed: bool) -> None:
         self.reached: dict[str, float] = {}
         self._score = score
-        self._mask_structure = mask_structure
         self._keep_removed = keep_removed
         self._removed: list[tuple[Target, torch.Tensor]] = []
 
     @torch.no_grad()
-    def prune(self, target: Target, statistics: Statistics, sparsity: float) -> None:
-        """Prunes one Linear and checks that it has its sparsity."""
+    def prune(self, target: Target, statistics: Statistics, sparsity: float, pattern: str) -> None:
+        """Prunes one Linear and checks that it has its sparsity and its pattern.
+
+        Args:
+            target: the Linear.
+            statistics: of its selected tokens.
+            sparsity: share of its weights that go, 0 for "dense".
+            pattern: "0:0", "N:M" or "dense".
+        """
+        mask_structure = UNSTRUCTURED if pattern == DENSE else pattern
         with align_module_device(target.module):
             weight = target.module.weight.detach().clone()
         dense = weight.cpu().clone() if self._keep_removed else None
-        weight = self._score.prune(weight, statistics, sparsity, self._mask_structure)
+        weight = self._score.prune(weight, statistics, sparsity, mask_structure)
         if dense is not None:
             # Weights that stay as they are need not be kept: those that went are found again by
             # being zero.
@@ -50,7 +57,7 @@ class Pruner:
         self.reached |= verify_sparsity(
             {target.name: weight},
             {target.name: sparsity},
-            self._mask_structure,
+            mask_structure,
             self._score.by_row,
         )
 

@@ -22,6 +22,7 @@ def build_report(
     targets: Sequence[Target],
     batches: Sequence[TokenBatch],
     sparsities: Mapping[str, float],
+    patterns: Mapping[str, str],
     reached: Mapping[str, float],
     measured: Measurement | None,
     selected: SelectionCollector,
@@ -34,6 +35,7 @@ def build_report(
         targets: the pruned Linears.
         batches: the calibration batches.
         sparsities: what was allocated, by Linear.
+        patterns: "0:0", "N:M" or "dense", by Linear.
         reached: share of zeros after pruning, by Linear.
         measured: importance and similarities; None where the allocation needs none.
         selected: selected tokens.
@@ -50,6 +52,7 @@ def build_report(
             importance=measured.importance(name) if measured is not None else None,
             similarities={pair_name(pair): value for pair, value in similarities.items()},
             allocated=sparsities[name],
+            pattern=patterns[name],
             reached=reached[name],
             tokens_seen=selected.tokens_seen(name),
             selected=selected.indices(name, samples),

@@ -11,6 +11,7 @@ import math
 import os
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 FORMAT = "tamp-pruning-report"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_LAYER_ROWS = 16
 
 
@@ -45,6 +46,7 @@ class LinearReport:
         importance: DAS importance, the sum of the diversity terms; ``None`` if not measured.
         similarities: Mean cosine similarity per pair of modalities, keyed as by :func:`pair_name`.
         allocated: Sparsity given to this Linear, as a fraction of its weights.
+        pattern: ``"0:0"`` for unstructured, ``"N:M"`` (N of every M are zero), or ``"dense"``.
         reached: Fraction of its weights that are zero after pruning.
         tokens_seen: Tokens that entered its activation statistic, over all samples.
         selected: Picked token indices (padding removed) per sample; empty if the rule
@@ -57,6 +59,7 @@ class LinearReport:
     importance: float | None
     similarities: dict[str, float]
     allocated: float
+    pattern: str
     reached: float
     tokens_seen: int
     selected: list[list[int]]
@@ -73,7 +76,8 @@ class PruningReport:
     Attributes:
         requested_sparsity: Global sparsity that was asked for, a fraction of the target weights.
         reached_sparsity: Global sparsity of the same weights after pruning.
-        mask_structure: ``"0:0"`` for unstructured, or ``"N:M"``.
+        mask_structure: What was asked for: ``"0:0"`` for unstructured, ``"N:M"``, or ``"n:M"``
+            where every Linear has an N of its own; the Linears tell what each of them got.
         settings: The modifier's fields, as plain JSON values.
         versions: Versions of the packages that took part.
         seed: Seed of the run, or ``None``.
@@ -96,6 +100,11 @@ class PruningReport:
     timings: dict[str, float]
     linears: dict[str, LinearReport]
     token_types: list[list[int]] = field(default_factory=list)
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether the Linears have patterns that differ."""
+        return len({linear.pattern for linear in self.linears.values()}) > 1
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values; token types become runs of ``[modality, count]``."""
@@ -149,16 +158,20 @@ class PruningReport:
         title = f"Sparsity, mask structure {self.mask_structure}, {self.samples} samples"
         table = Table(title=title, title_justify="left", show_footer=False)
         table.add_column("", overflow="fold")
-        for name in ("Linears", "weights", "requested", "reached", "lowest", "highest"):
+        mixed = self.is_mixed
+        extremes = () if mixed else ("lowest", "highest")  # the patterns tell them
+        for name in ("Linears", "weights", "requested", "reached", *extremes):
             table.add_column(name, justify="right", no_wrap=True)
+        if mixed:
+            table.add_column("patterns")
         layers = _group(self.linears, lambda name, linear: linear.layer)
         for label, members in _merge_layers(layers):
-            table.add_row(label, *_summary_cells(members))
+            table.add_row(label, *_summary_cells(members, mixed))
         table.add_section()
         for label, members in _group(self.linears, lambda name, _: linear_type(name)).items():
-            table.add_row(label, *_summary_cells(members))
+            table.add_row(label, *_summary_cells(members, mixed))
         table.add_section()
-        cells = _summary_cells(list(self.linears.values()))
+        cells = _summary_cells(list(self.linears.values()), mixed)
         cells[2] = _percent(self.requested_sparsity)
         cells[3] = _percent(self.reached_sparsity)
         table.add_row("total", *cells, style="bold")
@@ -251,15 +264,25 @@ def _percent(fraction: float) -> str:
     return f"{100 * fraction:.2f} %"
 
 
-def _summary_cells(linears: Sequence[LinearReport]) -> list[str]:
+def pattern_counts(linears: Iterable[LinearReport]) -> str:
+    """How many Linears have which pattern, the densest first: ``"2 dense, 5 2:4"``."""
+    counts = Counter(
+        linear.pattern for linear in sorted(linears, key=lambda linear: linear.allocated)
+    )
+    return ", ".join(f"{count} {pattern}" for pattern, count in counts.items())
+
+
+def _summary_cells(linears: Sequence[LinearReport], patterns: bool) -> list[str]:
     reached = [linear.reached for linear in linears] or [0.0]
+    extremes = (
+        [pattern_counts(linears)] if patterns else [_percent(min(reached)), _percent(max(reached))]
+    )
     return [
         str(len(linears)),
         f"{sum(linear.numel for linear in linears):,}",
         _percent(weighted_sparsity(linears, "allocated")),
         _percent(weighted_sparsity(linears)),
-        _percent(min(reached)),
-        _percent(max(reached)),
+        *extremes,
     ]
 
 
@@ -395,6 +418,7 @@ def _linear_from_dict(data: Any, place: str) -> LinearReport:
         importance=None if importance is None else _number(importance, f"{place}.importance"),
         similarities=_named(data["similarities"], _number, f"{place}.similarities"),
         allocated=_number(data["allocated"], f"{place}.allocated", 0, 1),
+        pattern=_text(data["pattern"], f"{place}.pattern"),
         reached=_number(data["reached"], f"{place}.reached", 0, 1),
         tokens_seen=_count(data["tokens_seen"], f"{place}.tokens_seen"),
         selected=[

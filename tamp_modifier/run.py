@@ -11,14 +11,13 @@ from llmcompressor.core import active_session
 from llmcompressor.modifiers import Modifier
 from loguru import logger
 
-from tamp_modifier.allocation import explicit_allocation, round_to_budget
+from tamp_modifier.allocation import explicit_allocation
 from tamp_modifier.batches import RepeatableLoader, TokenBatch, count_tokens, read_batches
 from tamp_modifier.budget import some
 from tamp_modifier.collect import SelectionCollector
 from tamp_modifier.collect_drift import DriftCollector
 from tamp_modifier.dense_pass import run_dense_pass
 from tamp_modifier.drift import DriftSelection
-from tamp_modifier.masks import parse_mask_structure
 from tamp_modifier.measure import DiversityCollector, Measurement, measurement_for
 from tamp_modifier.observer import Activations, Observer, RegisterHook
 from tamp_modifier.pruner import Pruner
@@ -53,7 +52,8 @@ class PruningRun:
         )
         if unused:
             logger.warning(f"ignore={unused} match no module of the model")
-        check_columns(self._targets, fields.mask_structure)
+        self._structure = fields.structure()
+        check_columns(self._targets, self._structure.prune_m)
         self._numel = {target.name: target.module.weight.numel() for target in self._targets}
         self._rule = fields.make_allocation()
         self._token_types_fn = fields.token_types_function()
@@ -61,6 +61,7 @@ class PruningRun:
 
         self._batches: list[TokenBatch] = []
         self._sparsities: dict[str, float] = {}
+        self._patterns: dict[str, str] = {}
         self._timings: dict[str, float] = {}
         self._warned_of_attention = False
         self._measurement: Measurement | None = None
@@ -83,7 +84,7 @@ class PruningRun:
         checked_before = fields.one_pass or (
             isinstance(self._measurement, DiversityCollector) and selection.name != "drift"
         )
-        self._pruner = Pruner(score, fields.mask_structure, keep_removed=not checked_before)
+        self._pruner = Pruner(score, keep_removed=not checked_before)
 
     @property
     def finished(self) -> bool:
@@ -155,6 +156,7 @@ class PruningRun:
             self._targets,
             self._batches,
             self._sparsities,
+            self._patterns,
             self._pruner.reached,
             self._measurement,
             self._selected,
@@ -183,17 +185,18 @@ class PruningRun:
     def _allocate(self) -> None:
         """Shares the budget out."""
         fields = self._fields
+        shapes = {t.name: (t.module.out_features, t.module.in_features) for t in self._targets}
         if isinstance(fields.allocation, dict):
             sparsities = explicit_allocation(fields.allocation, self._numel)
+            if self._structure.prune_m:
+                self._sparsities, self._patterns = self._structure.check_given(sparsities)
+                return
         elif self._rule is None:
             sparsities = dict.fromkeys(self._numel, fields.sparsity)
         else:
             importance = self._importance(self._rule)
             sparsities = self._rule(importance, self._numel, fields.sparsity, fields.cap)
-        if not parse_mask_structure(fields.mask_structure)[1]:
-            shapes = {t.name: (t.module.out_features, t.module.in_features) for t in self._targets}
-            sparsities = round_to_budget(sparsities, shapes)
-        self._sparsities = sparsities
+        self._sparsities, self._patterns = self._structure.choose(sparsities, shapes, fields.cap)
 
     def _importance(self, rule: Allocation) -> dict[str, float]:
         """What the rule measures, by Linear."""
@@ -219,7 +222,8 @@ class PruningRun:
         for layer, members in by_layer.items():
             for target in members:
                 statistics = self._selected.statistics(target.name)
-                self._pruner.prune(target, statistics, self._sparsities[target.name])
+                name = target.name
+                self._pruner.prune(target, statistics, self._sparsities[name], self._patterns[name])
             self._log_layer(layer, members)
 
     def _log_layer(self, layer: str, members: list[Target]) -> None:

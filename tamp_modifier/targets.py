@@ -10,8 +10,6 @@ from compressed_tensors.utils import is_match
 from llmcompressor.modeling.moe.linear_experts import LinearExperts2D
 from torch import nn
 
-from tamp_modifier.masks import parse_mask_structure
-
 # Never worth pruning and never meant by "Linear": the output head, and routers, whose few rows
 # decide which expert a token goes to.
 ALWAYS_IGNORED = (
@@ -146,17 +144,20 @@ def find_targets(
     return found, [pattern for pattern, hit in ignore_hits.items() if not hit]
 
 
-def check_columns(targets: Sequence[Target], mask_structure: str) -> None:
-    """Refuses Linears that an N:M structure does not fit.
+def check_columns(targets: Sequence[Target], prune_m: int) -> None:
+    """Refuses Linears whose rows cannot be cut into groups of M.
+
+    Args:
+        targets: the Linears.
+        prune_m: M; 0 for unstructured, which always fits.
 
     Raises:
         ValueError: input features that are not divisible by M, with the first such Linear.
     """
-    prune_m = parse_mask_structure(mask_structure)[1]
     bad = [t for t in targets if prune_m and t.module.in_features % prune_m]
     if bad:
         raise ValueError(
-            f"mask_structure {mask_structure!r} needs input features divisible by {prune_m}; "
+            f"this mask_structure needs input features divisible by {prune_m}; "
             f"{bad[0].name} has {bad[0].module.in_features}. Add it to ignore"
         )
 

@@ -205,8 +205,15 @@ def test_the_report_tells_modalities_tokens_and_settings(tmp_path: Path) -> None
         ({"mask_structure": "5:4"}, "mask_structure"),
         (
             {"mask_structure": "2:4", "sparsity": 0.9},
-            "sparsity must be 0.5 with mask_structure '2:4'",
+            "sparsity must be at most 0.5 with mask_structure '2:4'",
         ),
+        (
+            {"mask_structure": "n:4", "sparsity": 0.8},
+            "sparsity must be at most 0.75 with mask_structure 'n:4'",
+        ),
+        ({"mask_structure": "n:1"}, "M of at least 2"),
+        ({"mask_structure": "n:4", "max_sparsity": 0.7, "sparsity": 0.55}, "lets at most 0.5 of"),
+        ({"mask_structure": "2:4", "max_sparsity": 0.45, "sparsity": 0.4}, "max_sparsity must be"),
         ({"max_sparsity": 0.4}, "max_sparsity must be between sparsity"),
         ({"allocation": "owls"}, "allocation must be one of"),
         ({"selection": "best"}, "selection must be one of"),

@@ -12,6 +12,7 @@ from tamp_modifier import TAMPModifier
 from tamp_modifier.demo.evaluation import calibration_dataloader, load_model
 from tamp_modifier.demo.run import decoder_linears, sparsity_of
 from tamp_modifier.masks import has_structure
+from tamp_modifier.patterns import Structure
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 
@@ -31,4 +32,8 @@ def test_a_recipe_does_what_it_says(path: Path) -> None:
     one_a_row = sum(linear.out_features for linear in linears.values())
     total = sum(linear.weight.numel() for linear in linears.values())
     assert sparsity_of(model) == pytest.approx(fields.sparsity, abs=one_a_row / total)
-    assert all(has_structure(m.weight, fields.mask_structure) for m in linears.values())
+    structure = Structure.parse(fields.mask_structure, fields.sparsity)
+    for linear in linears.values():
+        # Where there is a budget to share out, some Linears stay dense.
+        dense = not structure.is_fixed and bool(linear.weight.all())
+        assert dense or has_structure(linear.weight, fields.mask_structure)

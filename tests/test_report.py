@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from tamp_modifier.figures import sparsity_figure
 from tamp_modifier.report import (
     LinearReport,
     PruningReport,
@@ -44,6 +45,7 @@ def make_report(
                 importance=sum(1 - value for value in similarities.values()),
                 similarities=similarities,
                 allocated=0.3 + 0.3 * step,
+                pattern="0:0",
                 reached=0.31 + 0.3 * step,
                 tokens_seen=12 + position,
                 selected=[[0, 5, 7, len(types_) - 1] for types_ in token_types],
@@ -68,6 +70,32 @@ def rendered(report: PruningReport, width: int = 100) -> str:
     console = Console(width=width, record=True, file=open(os.devnull, "w"))
     console.print(report.table())
     return console.export_text()
+
+
+def mixed_report() -> PruningReport:
+    """One Linear type that stays dense, and one whose N rises with depth."""
+    report = make_report(types=("mlp.up_proj", "mlp.down_proj"))
+    report.mask_structure = "n:8"
+    for name, linear in report.linears.items():
+        n = 0 if "up_proj" in name else 2 + int(name.split(".")[2])
+        linear.allocated = linear.reached = n / 8
+        linear.pattern = f"{n}:8" if n else "dense"
+    return report
+
+
+def test_patterns_that_differ_are_in_the_table_and_in_the_figure(tmp_path: Path) -> None:
+    report = mixed_report()
+    text = rendered(report, width=120)
+    assert "patterns" in text and "1 dense, 1 3:8" in text
+    assert "4 dense, 1 2:8, 1 3:8, 1 4:8, 1 5:8" in " ".join(text.split())
+    assert "patterns" not in rendered(make_report())
+    labels = [label.get_text() for label in sparsity_figure(report).axes[0].texts]
+    assert labels == ["dense"] * 4 + ["2:8", "3:8", "4:8", "5:8"]
+    assert not any(
+        ":" in label.get_text() for label in sparsity_figure(make_report()).axes[0].texts
+    )
+    path = report.save(tmp_path / "report.json")
+    assert PruningReport.load(path) == report
 
 
 def edit(path: Path, **changes: object) -> Path:
@@ -128,8 +156,8 @@ def test_json_is_strict_and_holds_one_line_a_token_list(tmp_path: Path) -> None:
         ("[]", "is not a pruning report"),
         ('{"format": "other"}', "is not a pruning report"),
         ('{"format": NaN}', "holds NaN"),
-        ('{"format": "tamp-pruning-report", "format_version": 99}', "version 99.* reads version 1"),
-        ('{"format": "tamp-pruning-report", "format_version": 1}', "the report lacks linears"),
+        ('{"format": "tamp-pruning-report", "format_version": 99}', "version 99.* reads version 2"),
+        ('{"format": "tamp-pruning-report", "format_version": 2}', "the report lacks linears"),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, content: str, message: str) -> None:
