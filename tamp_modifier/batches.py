@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -10,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from loguru import logger
 from torch.utils.data import DataLoader
 
+from tamp_modifier.distributed import check_shares, gather, rank
 from tamp_modifier.tokens import MODALITY_NAMES, TEXT, real_token_mask, token_types
 
 PADDING = -1
@@ -28,11 +31,13 @@ class TokenBatch:
         types: int64 [batch, sequence], ``PADDING`` where a token is padding.
         input_ids: int64 [batch, sequence], or None where the batch has none of this shape.
         first_sample: number of the batch's first sample in the whole calibration set.
+        inputs: names of the model inputs that the batch has.
     """
 
     types: torch.Tensor
     input_ids: torch.Tensor | None
     first_sample: int
+    inputs: frozenset[str] = frozenset()
     _cache: dict[torch.device, list[tuple[torch.Tensor | None, torch.Tensor]]] = field(
         default_factory=dict, repr=False
     )
@@ -115,11 +120,39 @@ def read_batches(
             )
         _check_finite(index, batch)
         types, input_ids = _types_of(index, batch, ids, token_types_fn)
-        batches.append(TokenBatch(types, input_ids, samples))
+        batches.append(TokenBatch(types, input_ids, samples, frozenset(map(str, batch))))
         samples += types.shape[0]
     if not batches:
         raise ValueError("the calibration dataset is empty; give at least one sample")
     return batches
+
+
+def join_batches(batches: list[TokenBatch]) -> list[TokenBatch]:
+    """The batches of all processes, in their order."""
+    return [batch for share in gather(batches) for batch in share]
+
+
+def number_samples(batches: list[TokenBatch]) -> None:
+    """Numbers the samples of this process's batches after those of the processes before it.
+
+    Warns where two processes have the same batches.
+
+    Raises:
+        ValueError: model inputs that only some processes have.
+    """
+    digest = hashlib.sha256()
+    for batch in batches:
+        ids = batch.types if batch.input_ids is None else batch.input_ids
+        digest.update(ids.contiguous().numpy().tobytes())
+    names = frozenset().union(*(batch.inputs for batch in batches))
+    if not check_shares(names, digest.hexdigest()):
+        logger.warning(
+            "several processes have the same calibration batches, which gives no more than one of "
+            "them; give each its share (tamp_modifier.distributed.partition)"
+        )
+    before = sum(gather(sum(batch.types.shape[0] for batch in batches))[: rank()])
+    for batch in batches:
+        batch.first_sample += before
 
 
 def import_function(path: str) -> TokenTypesFunction:

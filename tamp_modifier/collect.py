@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 
+from tamp_modifier.distributed import any_of, gather, sum_statistics
 from tamp_modifier.observer import Activations
 from tamp_modifier.scores import Score
 from tamp_modifier.selection import Selection
 from tamp_modifier.statistics import NonFiniteError, Statistics
+from tamp_modifier.targets import Target
 
 
 class SelectionCollector:
@@ -70,16 +74,37 @@ class SelectionCollector:
             if name in statistics
         )
 
-    def settle(self, name: str) -> None:
-        """Tells that all samples have passed through the Linear."""
+    def settle(self, targets: Sequence[Target]) -> None:
+        """Tells that all samples have passed through these Linears."""
 
-    def statistics(self, name: str) -> Statistics:
-        """Statistics of the selected tokens of the Linear; they are handed over and forgotten."""
-        fallback = self._fallback.pop(name, None)
-        selected = self._selected.pop(name, None)
-        found = selected if selected is not None and selected.tokens else fallback
-        assert found is not None, f"{name} has seen no token"
-        return found
+    def statistics(
+        self, targets: Sequence[Target], owners: Mapping[str, int]
+    ) -> dict[str, Statistics]:
+        """Statistics of the selected tokens of all processes; handed over and forgotten.
+
+        Args:
+            targets: their Linears.
+            owners: the process that gets them, by Linear.
+        """
+        names = [target.name for target in targets]
+        with_tokens = any_of(n for n in names if n in self._selected and self._selected[n].tokens)
+        local = {}
+        for name in names:
+            found = self._selected.pop(name, None), self._fallback.pop(name, None)
+            statistics = found[0 if name in with_tokens else 1]
+            if statistics is not None:
+                local[name] = statistics
+        return sum_statistics(targets, local, self._score.statistics, owners)
+
+    def join(self) -> None:
+        """Adds what other processes know of their tokens, for the report."""
+        everyone = gather((self._counts, self._indices))
+        self._counts, self._indices = {}, {}
+        for counts, indices in everyone:
+            for name, tokens in counts.items():
+                self._counts.setdefault(name, []).extend(tokens)
+            for name, kept in indices.items():
+                self._indices.setdefault(name, {}).update(kept)
 
     def tokens_seen(self, name: str) -> int:
         """Number of tokens that entered the statistics of the Linear."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from tamp_modifier.collect import SelectionCollector
+from tamp_modifier.distributed import gather
 from tamp_modifier.drift import DriftSelection, drift_ranks, token_drift
 from tamp_modifier.observer import Activations, LayerStates
 from tamp_modifier.scores import Score
 from tamp_modifier.selection import AllTokens
+from tamp_modifier.targets import Target
 from tamp_modifier.tokens import TEXT
 
 
@@ -109,8 +111,15 @@ class DriftCollector(SelectionCollector):
             )
         )
 
-    def settle(self, name: str) -> None:
-        """Adds the visual tokens, now that the mean drift of the layer is known."""
+    def settle(self, targets: Sequence[Target]) -> None:
+        """Adds the visual tokens, now that the mean drift of their layers is known."""
+        layers = {target.layer for target in targets if target.layer is not None}
+        for layer, sums in _added_up(self._sums, layers).items():
+            self._sums[layer] = sums
+        for target in targets:
+            self._settle(target.name)
+
+    def _settle(self, name: str) -> None:
         held = self._held.pop(name, [])
         if not held:
             return
@@ -126,3 +135,16 @@ class DriftCollector(SelectionCollector):
                 kept = self._indices[name]
                 both = torch.cat((kept[tokens.sample], tokens.tokens[picked]))
                 kept[tokens.sample] = both.sort().values
+
+
+def _added_up(
+    local: Mapping[str, tuple[torch.Tensor, int]], layers: Collection[str]
+) -> dict[str, tuple[torch.Tensor, int]]:
+    """Sums and counts of some layers over all processes."""
+    mine = {name: (float(local[name][0]), local[name][1]) for name in layers if name in local}
+    totals: dict[str, tuple[torch.Tensor, int]] = {}
+    for sums in gather(mine):
+        for name, (total, count) in sums.items():
+            before, number = totals.get(name, (torch.zeros((), dtype=torch.float64), 0))
+            totals[name] = (before + total, number + count)
+    return totals

@@ -129,6 +129,40 @@ def _membership(token_types: Tensor, device: torch.device) -> tuple[list[int], l
     return types, [counts[m] for m in types], member
 
 
+class DiversityTotals(NamedTuple):
+    """Sums over samples of one Linear.
+
+    Attributes:
+        samples: samples that gave a term.
+        importance: sum of their importance.
+        pairs: sum of the mean cosines and number of samples, by pair of modalities.
+    """
+
+    samples: int = 0
+    importance: float = 0.0
+    pairs: Mapping[Pair, tuple[float, int]] = {}
+
+    @property
+    def mean_importance(self) -> float:
+        """Mean over samples; 0 where no sample had two tokens; NaN if an output was not finite."""
+        return self.importance / max(self.samples, 1)
+
+    @property
+    def similarities(self) -> dict[Pair, float]:
+        """Mean cosine of every pair of modalities over the samples in which the pair is present."""
+        return {pair: total / count for pair, (total, count) in sorted(self.pairs.items())}
+
+    def plus(self, other: DiversityTotals) -> DiversityTotals:
+        """The totals of the samples of both."""
+        pairs = dict(self.pairs)
+        for pair, (total, count) in other.pairs.items():
+            before, number = pairs.get(pair, (0.0, 0))
+            pairs[pair] = (before + total, number + count)
+        return DiversityTotals(
+            self.samples + other.samples, self.importance + other.importance, pairs
+        )
+
+
 class DiversityTracker:
     """Similarities and importance of one Linear, gathered sample by sample.
 
@@ -154,17 +188,25 @@ class DiversityTracker:
     @property
     def importance(self) -> float:
         """Mean over samples; 0 where no sample had two tokens; NaN if an output was not finite."""
-        samples = [importance(terms) for terms in self._read()]
-        return sum(samples) / max(len(samples), 1)
+        return self.totals.mean_importance
 
     @property
     def similarities(self) -> dict[Pair, float]:
         """Mean cosine of every pair of modalities over the samples in which the pair is present."""
+        return self.totals.similarities
+
+    @property
+    def totals(self) -> DiversityTotals:
+        """The sums over all samples so far."""
         gathered: dict[Pair, list[float]] = {}
         for terms in self._read():
             for pair, cosine in terms.items():
                 gathered.setdefault(pair, []).append(cosine)
-        return {pair: sum(values) / len(values) for pair, values in sorted(gathered.items())}
+        return DiversityTotals(
+            len(self._terms),
+            sum(importance(terms) for terms in self._terms),
+            {pair: (sum(values), len(values)) for pair, values in gathered.items()},
+        )
 
     def _read(self) -> list[dict[Pair, float]]:
         self._terms += [terms for sums in self._pending if (terms := pair_means(sums))]

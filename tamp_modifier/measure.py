@@ -9,7 +9,8 @@ from typing import Protocol
 import torch
 from compressed_tensors.utils import align_module_device
 
-from tamp_modifier.diversity import DiversityTracker, Pair
+from tamp_modifier.distributed import any_of, gather, sum_statistics
+from tamp_modifier.diversity import DiversityTotals, DiversityTracker, Pair
 from tamp_modifier.layerwise import MetricAllocation
 from tamp_modifier.observer import Activations
 from tamp_modifier.rules import Allocation
@@ -22,6 +23,9 @@ class Measurement(Protocol):
 
     def collect(self, activations: Activations) -> None:
         """Adds one Linear's activations in one sample."""
+
+    def join(self) -> None:
+        """Adds what other processes collected; once, when the pass is over."""
 
     def has_seen(self, name: str) -> bool:
         """Whether a token passed through the Linear."""
@@ -54,7 +58,7 @@ class DiversityCollector:
     def __init__(self, positive_only: bool = False) -> None:
         self._positive_only = positive_only
         self._trackers: dict[str, DiversityTracker] = {}
-        self._importance: dict[str, float] = {}
+        self._totals: dict[str, DiversityTotals] = {}
 
     def collect(self, activations: Activations) -> None:
         """Adds one Linear's activations in one sample."""
@@ -64,31 +68,39 @@ class DiversityCollector:
         if activations.routed:
             tracker.update(activations.outputs, activations.types)
 
+    def join(self) -> None:
+        """Adds what other processes collected; once, when the pass is over."""
+        for totals in gather({name: tracker.totals for name, tracker in self._trackers.items()}):
+            for name, more in totals.items():
+                self._totals[name] = self._totals.get(name, DiversityTotals()).plus(more)
+        self._trackers.clear()
+
     def has_seen(self, name: str) -> bool:
         """Whether a token passed through the Linear."""
-        return name in self._trackers
+        return name in self._trackers or name in self._totals
 
     def is_finite(self, name: str) -> bool:
         """Whether all its outputs were finite."""
-        return math.isfinite(self._read(name))
+        return math.isfinite(self._read(name).mean_importance)
 
     def importance(self, name: str) -> float | None:
         """DAS importance of the Linear; None if no sample had two tokens."""
-        return self._read(name) if self.similarities(name) else None
+        totals = self._read(name)
+        return totals.mean_importance if totals.pairs else None
 
-    def _read(self, name: str) -> float:
-        # Read from the device once, when its pass is over.
-        if name not in self._importance:
-            self._importance[name] = self._trackers[name].importance
-        return self._importance[name]
+    def _read(self, name: str) -> DiversityTotals:
+        if name in self._totals:
+            return self._totals[name]
+        return self._trackers[name].totals if name in self._trackers else DiversityTotals()
 
     def similarities(self, name: str) -> dict[Pair, float]:
         """Mean cosine similarity per pair of modalities; empty if no sample had two tokens."""
-        return self._trackers[name].similarities if name in self._trackers else {}
+        return self._read(name).similarities
 
     def importance_of(self, names: Sequence[str]) -> dict[str, float]:
         """Importance of all Linears; experts without a routed token get the mean of the others."""
-        measured = {name: self._read(name) for name in names if self.similarities(name)}
+        found = {name: self._read(name) for name in names}
+        measured = {name: each.mean_importance for name, each in found.items() if each.pairs}
         mean = sum(measured.values()) / max(len(measured), 1)
         return {name: measured.get(name, mean) for name in names}
 
@@ -116,6 +128,12 @@ class MetricCollector:
         scalars = self._scalars.setdefault(activations.target.name, RowScalars(width))
         if activations.routed:
             scalars.update(activations.inputs)
+
+    def join(self) -> None:
+        """Adds what other processes collected; once, when the pass is over."""
+        seen = any_of(self._scalars)
+        targets = [target for target in self._targets if target.name in seen]
+        self._scalars = sum_statistics(targets, self._scalars, RowScalars)
 
     def has_seen(self, name: str) -> bool:
         """Whether a token passed through the Linear."""

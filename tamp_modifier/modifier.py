@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
+from compressed_tensors.distributed import is_source_process
 from llmcompressor.core import Event, State
 from llmcompressor.modifiers import Modifier
 from llmcompressor.modifiers.factory import ModifierFactory
@@ -192,7 +193,7 @@ class TAMPModifier(Modifier):
         """Finds the target Linears and refuses what cannot work."""
         if state.data.calib is None or len(state.data.calib) == 0:
             raise ValueError("TAMPModifier needs calibration data; give `dataset` to oneshot")
-        if self.report_path is not None:
+        if self.report_path is not None and is_source_process():
             check_writable(self.report_path)
         self._run = PruningRun(self, state.model)
         complete_tracing()
@@ -212,7 +213,8 @@ class TAMPModifier(Modifier):
         """Prunes what is left, checks that no Linear was missed, and removes the hooks."""
         self.remove_hooks()
         self.run.finish()
-        Console(stderr=True).print(self.run.report().table())
+        if is_source_process():
+            Console(stderr=True).print(self.run.report().table())
 
     def on_finalize(self, state: State, **kwargs: Any) -> bool:
         """Checks that the zeros are still there, marks the model, and writes the report."""
@@ -222,7 +224,7 @@ class TAMPModifier(Modifier):
         run.warn_of_lost_zeros()
         # Saved with the model; by it vLLM knows, through the plugin, to serve the zeros sparse.
         setattr(state.model.config, CONFIG_KEY, config_marker("dense"))
-        if self.report_path is not None:
+        if self.report_path is not None and is_source_process():
             run.report().save(self.report_path)
         return True
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from compressed_tensors.utils import align_module_device, update_offload_parameter
 
+from tamp_modifier.distributed import agree, gather, rank, share_weights
 from tamp_modifier.masks import verify_sparsity, weight_sparsity
 from tamp_modifier.patterns import DENSE, UNSTRUCTURED
 from tamp_modifier.scores import Score
@@ -32,6 +33,7 @@ class Pruner:
         self._score = score
         self._keep_removed = keep_removed
         self._removed: list[tuple[Target, torch.Tensor]] = []
+        self._owners: dict[Target, int] = {}
 
     @torch.no_grad()
     def prune(self, target: Target, statistics: Statistics, sparsity: float, pattern: str) -> None:
@@ -61,6 +63,30 @@ class Pruner:
             self._score.by_row,
         )
 
+    def prune_layer(
+        self,
+        targets: Sequence[Target],
+        statistics: Mapping[str, Statistics],
+        sparsities: Mapping[str, float],
+        patterns: Mapping[str, str],
+        owners: Mapping[str, int],
+    ) -> None:
+        """Prunes Linears; each is pruned by its owner, who hands it to the other processes."""
+
+        mine = rank()
+
+        def prune_mine() -> None:
+            for target in targets:
+                name = target.name
+                if owners[name] == mine:
+                    self.prune(target, statistics[name], sparsities[name], patterns[name])
+
+        agree(prune_mine)
+        share_weights(targets, owners)
+        self._owners |= {target: owners[target.name] for target in targets}
+        for reached in gather({n: self.reached[n] for n in owners if n in self.reached}):
+            self.reached |= reached
+
     @torch.no_grad()
     def undo(self) -> None:
         """Brings all weights back that were kept."""
@@ -72,6 +98,8 @@ class Pruner:
             else:
                 weight.copy_(removed)
             update_offload_parameter(target.module, "weight", weight)
+        if self._keep_removed:
+            share_weights(list(self._owners), {t.name: owner for t, owner in self._owners.items()})
         self.forget()
 
     def forget(self) -> None:

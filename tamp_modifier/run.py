@@ -12,11 +12,19 @@ from llmcompressor.modifiers import Modifier
 from loguru import logger
 
 from tamp_modifier.allocation import explicit_allocation
-from tamp_modifier.batches import RepeatableLoader, TokenBatch, count_tokens, read_batches
+from tamp_modifier.batches import (
+    RepeatableLoader,
+    TokenBatch,
+    count_tokens,
+    join_batches,
+    number_samples,
+    read_batches,
+)
 from tamp_modifier.budget import some
 from tamp_modifier.collect import SelectionCollector
 from tamp_modifier.collect_drift import DriftCollector
 from tamp_modifier.dense_pass import run_dense_pass
+from tamp_modifier.distributed import agree, all_of, any_of, assign_owners
 from tamp_modifier.drift import DriftSelection
 from tamp_modifier.measure import DiversityCollector, Measurement, measurement_for
 from tamp_modifier.observer import Activations, Observer, RegisterHook
@@ -100,7 +108,8 @@ class PruningRun:
         """
         start = time.perf_counter()
         loader = RepeatableLoader(dataloader)
-        self._batches = read_batches(loader, self._ids, self._token_types_fn)
+        self._batches = agree(lambda: read_batches(loader, self._ids, self._token_types_fn))
+        number_samples(self._batches)
         if self._ids and set(count_tokens(self._batches)) <= {"text"}:
             logger.warning(
                 f"no calibration sample has a token of {self._ids}: everything is pruned as text"
@@ -134,10 +143,13 @@ class PruningRun:
         self._refuse_unseen(self._selected)
         if self._fields.one_pass:
             if self._measurement is not None:
+                self._measurement.join()
                 self._refuse_not_finite(self._targets, self._measurement)
                 self._allocate()
             self._prune_ready()
         self._pruner.forget()
+        self._selected.join()
+        self._batches = join_batches(self._batches)
         self._timings["pruning_pass"] = time.perf_counter() - self._started
 
     def warn_of_lost_zeros(self) -> None:
@@ -179,6 +191,7 @@ class PruningRun:
             self._fields.dense_pipeline,
             self._fields.tracing_ignore,
         )
+        measurement.join()
         self._refuse_unseen(measurement)
         self._refuse_not_finite(self._targets, measurement)
 
@@ -208,22 +221,23 @@ class PruningRun:
         return {t.name: depths[t.layer] for t in self._targets if t.layer is not None}
 
     def _prune_ready(self) -> None:
-        ready = [
-            target
-            for target in self._targets
-            if target.name not in self._pruner.reached and self._selected.has_seen(target.name)
-        ]
-        for target in ready:
-            self._selected.settle(target.name)
+        seen = any_of(
+            name
+            for name in self._numel
+            if name not in self._pruner.reached and self._selected.has_seen(name)
+        )
+        ready = [target for target in self._targets if target.name in seen]
+        self._selected.settle(ready)
         self._refuse_not_finite(ready, self._selected)
         by_layer: dict[str, list[Target]] = {}
         for target in ready:
             by_layer.setdefault(target.layer or target.name.rpartition(".")[0], []).append(target)
         for layer, members in by_layer.items():
-            for target in members:
-                statistics = self._selected.statistics(target.name)
-                name = target.name
-                self._pruner.prune(target, statistics, self._sparsities[name], self._patterns[name])
+            owners = assign_owners(members)
+            statistics = self._selected.statistics(members, owners)
+            self._pruner.prune_layer(
+                members, statistics, self._sparsities, self._patterns, owners
+            )
             self._log_layer(layer, members)
 
     def _log_layer(self, layer: str, members: list[Target]) -> None:
@@ -263,7 +277,8 @@ class PruningRun:
 
     def _refuse_unseen(self, collector: Measurement | SelectionCollector) -> None:
         """Refuses target Linears that saw no sample, by name."""
-        unseen = [t.name for t in self._targets if not collector.has_seen(t.name)]
+        missed = all_of(name for name in self._numel if not collector.has_seen(name))
+        unseen = [name for name in self._numel if name in missed]
         if unseen:
             self._refuse(
                 f"{len(unseen)} target Linears saw no calibration sample, nothing was pruned: "
@@ -275,7 +290,8 @@ class PruningRun:
         self, targets: list[Target], collector: Measurement | SelectionCollector
     ) -> None:
         """Refuses Linears whose activations are NaN or infinite, by name."""
-        bad = [target.name for target in targets if not collector.is_finite(target.name)]
+        found = any_of(t.name for t in targets if not collector.is_finite(t.name))
+        bad = [target.name for target in targets if target.name in found]
         if bad:
             self._refuse(
                 f"{len(bad)} target Linears have activations that are not finite, nothing was "
@@ -284,7 +300,7 @@ class PruningRun:
 
     def _tell_missing_attention(self) -> None:
         """Warns of decoder layers without attention weights once, or refuses them."""
-        layers = sorted(self._observer.layers_without_attention)
+        layers = sorted(any_of(self._observer.layers_without_attention))
         if not layers:
             return
         if self._fields.no_attention == "error":

@@ -23,6 +23,9 @@ class Statistics(Protocol):
     def is_finite(self) -> bool:
         """Whether the statistics so far are finite."""
 
+    def sums(self, device: torch.device | str) -> list[Tensor]:
+        """The tensors that add up over processes, in place; zeros on `device` if none is there."""
+
 
 class RowScalars:
     """Mean of x_j^2 over all selected tokens of all samples, the activation term of Wanda.
@@ -45,15 +48,19 @@ class RowScalars:
     def update(self, inputs: Tensor) -> None:
         """Add the selected tokens of one sample, [n, in_features], any floating dtype."""
         _check_inputs(inputs, self.in_features)
-        if self._sums is None:
-            device = inputs.device if self._device is None else self._device
-            self._sums = torch.zeros(self.in_features, dtype=torch.float64, device=device)
-        self._sums += inputs.float().square().sum(0).to(self._sums)
+        (sums,) = self.sums(inputs.device if self._device is None else self._device)
+        sums += inputs.float().square().sum(0).to(sums)
         self.tokens += inputs.shape[0]
 
     def is_finite(self) -> bool:
         """Whether the sums so far are finite."""
         return self._sums is None or bool(torch.isfinite(self._sums.float()).all())
+
+    def sums(self, device: torch.device | str) -> list[Tensor]:
+        """The sum of x_j^2, fp64 [in_features]."""
+        if self._sums is None:
+            self._sums = torch.zeros(self.in_features, dtype=torch.float64, device=device)
+        return [self._sums]
 
     def result(self) -> Tensor:
         """Mean of x_j^2, fp32 [in_features].
@@ -89,16 +96,21 @@ class Hessian:
     def update(self, inputs: Tensor) -> None:
         """Add the selected tokens of one sample, [n, in_features], any floating dtype."""
         _check_inputs(inputs, self.in_features)
-        if self._sums is None:
-            size = (self.in_features, self.in_features)
-            self._sums = torch.zeros(size, dtype=torch.float32, device=inputs.device)
-        vectors = inputs.to(self._sums)
-        self._sums.addmm_(vectors.T, vectors)
+        (sums,) = self.sums(inputs.device)
+        vectors = inputs.to(sums)
+        sums.addmm_(vectors.T, vectors)
         self.tokens += inputs.shape[0]
 
     def is_finite(self) -> bool:
         """Whether the sums so far are finite; their diagonal tells, as nothing is larger."""
         return self._sums is None or bool(torch.isfinite(self._sums.diagonal()).all())
+
+    def sums(self, device: torch.device | str) -> list[Tensor]:
+        """The sum of x x^T, fp32 [in_features, in_features]."""
+        if self._sums is None:
+            size = (self.in_features, self.in_features)
+            self._sums = torch.zeros(size, dtype=torch.float32, device=device)
+        return [self._sums]
 
     def result(self) -> Tensor:
         """Mean of x x^T, fp32 [in_features, in_features]; the sums themselves are used up.
@@ -128,6 +140,10 @@ class TokenCount:
     def is_finite(self) -> bool:
         """Nothing that could be otherwise."""
         return True
+
+    def sums(self, device: torch.device | str) -> list[Tensor]:
+        """Nothing to add up but the tokens."""
+        return []
 
 
 def _check_inputs(inputs: Tensor, in_features: int) -> None:
