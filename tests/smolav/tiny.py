@@ -1,0 +1,75 @@
+"""A SmolAV of random weights that is small enough for tests."""
+
+from __future__ import annotations
+
+import torch
+from transformers import LlamaConfig, SiglipVisionConfig, WhisperConfig
+
+from benchmarks.smolav.model import SmolAVConfig, SmolAVForConditionalGeneration
+
+IMAGE, VIDEO, AUDIO = 5, 6, 7
+TYPES = {0: "text", IMAGE: "image", VIDEO: "video", AUDIO: "audio"}
+
+
+def tiny_config() -> SmolAVConfig:
+    """Pictures of 16 x 16 pixels in 16 patches, clips of 16 frames, 2 decoder layers."""
+    return SmolAVConfig(
+        text_config=LlamaConfig(
+            vocab_size=64,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=128,
+            initializer_range=0.2,
+            tie_word_embeddings=True,
+        ),
+        vision_config=SiglipVisionConfig(
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            image_size=16,
+            patch_size=4,
+            vision_use_head=False,
+        ),
+        audio_config=WhisperConfig(
+            d_model=16,
+            encoder_layers=1,
+            encoder_attention_heads=2,
+            encoder_ffn_dim=24,
+            num_mel_bins=8,
+            max_source_positions=16,
+        ),
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        audio_token_id=AUDIO,
+        frames=2,
+    )
+
+
+def tiny_model(seed: int = 0) -> SmolAVForConditionalGeneration:
+    """Random weights, fixed by the seed."""
+    torch.manual_seed(seed)
+    return SmolAVForConditionalGeneration(tiny_config()).eval()
+
+
+def tiny_batch(*kinds: str, text: int = 6, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Inputs of one sample with some of "image", "video" and "audio" before the text."""
+    generator = torch.Generator().manual_seed(seed)
+    config = tiny_config()
+    ids = [1]
+    batch = {}
+    if "image" in kinds:
+        ids += [IMAGE] * config.image_tokens
+        batch["pixel_values"] = torch.randn(1, 3, 16, 16, generator=generator)
+    if "video" in kinds:
+        ids += [VIDEO] * config.video_tokens
+        batch["pixel_values_videos"] = torch.randn(1, 2, 3, 16, 16, generator=generator)
+    if "audio" in kinds:
+        ids += [AUDIO] * config.audio_tokens
+        batch["input_features"] = torch.randn(1, 8, 32, generator=generator)
+    ids += torch.randint(8, 64, (text,), generator=generator).tolist()
+    input_ids = torch.tensor([ids])
+    return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), **batch}
