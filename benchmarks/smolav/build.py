@@ -143,7 +143,10 @@ def raw_model(folder: Path) -> tuple[SmolAVForConditionalGeneration, Any]:
     language = LlamaForCausalLM.from_pretrained(folder / "smollm2", dtype=torch.bfloat16)
     demo = load_model().model.vision_tower
     vision = SiglipVisionConfig(**demo.config.to_dict())
-    ids = {f"{k}_token_id": tokenizer.convert_tokens_to_ids(v) for k, v in PLACEHOLDERS.items()}
+    ids: dict[str, Any] = {
+        f"{name}_token_id": tokenizer.convert_tokens_to_ids(token)
+        for name, token in PLACEHOLDERS.items()
+    }
     config = SmolAVConfig(language.config, vision, whisper_config(AUDIO_FRAMES), **ids)
     model = SmolAVForConditionalGeneration(config)
     model.model.vision_tower.load_state_dict(demo.state_dict(), strict=True)
@@ -190,7 +193,7 @@ def assemble(folder: Path, trained: Path = TRAINED) -> SmolAVForConditionalGener
     if missing:
         raise ValueError(f"trained weights {missing[0]} are missing")
     model, _ = raw_model(folder)
-    model = model.to(torch.bfloat16)
+    torch.nn.Module.to(model, torch.bfloat16)
     lora, media = (load_file(path) for path in paths)
     unknown = model.load_state_dict(media, strict=False).unexpected_keys
     if unknown:
@@ -199,6 +202,7 @@ def assemble(folder: Path, trained: Path = TRAINED) -> SmolAVForConditionalGener
         if name.endswith(".lora_a"):
             linear = model.get_submodule(name.removesuffix(".lora_a"))
             update = lora[name], lora[name.removesuffix("a") + "b"]
+            assert isinstance(linear, torch.nn.Linear)
             linear.weight.data = merge(linear.weight.data, *update)
     return model
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,10 +146,10 @@ def train_vision(
         "video_projector": model.video_projector,
     }
     for part in parts.values():
-        part.float().train()
+        part.to(torch.float32).train()
     AttentionInterface.register("packed", packed_attention)
     model.vision_tower.config._attn_implementation = "packed"
-    embeddings = model.get_input_embeddings().weight.detach().float()
+    embeddings = model.language_model.embed_tokens.weight.detach().float()
     tables = [embeddings[word_ids(tokenizer, group)] for group in PATCH_GROUPS]
     optimizer = _optimizer(
         [
@@ -228,9 +228,9 @@ def train_audio(
     model: SmolAVModel, tokenizer: Any, store: np.ndarray, path: Path, steps: int
 ) -> None:
     """Trains the audio projector on the encoded clips; the last 40 are for its score."""
-    projector = model.audio_projector.float().train()
+    projector = model.audio_projector.to(torch.float32).train()
     parts = {"audio_projector": projector}
-    embeddings = model.get_input_embeddings().weight.detach().float()
+    embeddings = model.language_model.embed_tokens.weight.detach().float()
     table = embeddings[word_ids(tokenizer, SOUND_GROUP)]
     lookup = {word: i for i, word in enumerate(SOUND_GROUP)}
     tokens = model.config.audio_tokens
@@ -270,7 +270,7 @@ def train_audio(
             _save_parts(path, parts, optimizer, step)
 
 
-def _resume(path: Path, parts: dict[str, nn.Module], optimizer: torch.optim.Optimizer) -> int:
+def _resume(path: Path, parts: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> int:
     if not path.exists():
         return 0
     state = torch.load(path, weights_only=True)
@@ -281,7 +281,7 @@ def _resume(path: Path, parts: dict[str, nn.Module], optimizer: torch.optim.Opti
 
 
 def _save_parts(
-    path: Path, parts: dict[str, nn.Module], optimizer: torch.optim.Optimizer, step: int
+    path: Path, parts: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, step: int
 ) -> None:
     state: dict[str, Any] = {name: part.state_dict() for name, part in parts.items()}
     save(path, {**state, "optimizer": optimizer.state_dict(), "step": step})

@@ -55,9 +55,7 @@ class Pack:
         """bool [S, S], True where a row may look at a column."""
         count, width = self.chunks.shape
         start = len(self.prefix)
-        owner = torch.cat(
-            [torch.full((start,), -1), torch.arange(count).repeat_interleave(width)]
-        )
+        owner = torch.cat([torch.full((start,), -1), torch.arange(count).repeat_interleave(width)])
         same = (owner[:, None] == owner[None]) | (owner[None] == -1)
         total = start + count * width
         return same & torch.ones(total, total, dtype=torch.bool).tril()

@@ -191,13 +191,13 @@ class SmolAVModel(SmolAVPreTrainedModel):
             inputs_embeds = self.get_input_embeddings()(input_ids)
         if pixel_values is not None:
             embeds = self.image_embeds(pixel_values)
-            inputs_embeds = _put(inputs_embeds, input_ids == self.config.image_token_id, embeds)
+            inputs_embeds = _put(inputs_embeds, input_ids, self.config.image_token_id, embeds)
         if pixel_values_videos is not None:
             embeds = self.video_embeds(pixel_values_videos)
-            inputs_embeds = _put(inputs_embeds, input_ids == self.config.video_token_id, embeds)
+            inputs_embeds = _put(inputs_embeds, input_ids, self.config.video_token_id, embeds)
         if input_features is not None:
             embeds = self.audio_embeds(input_features)
-            inputs_embeds = _put(inputs_embeds, input_ids == self.config.audio_token_id, embeds)
+            inputs_embeds = _put(inputs_embeds, input_ids, self.config.audio_token_id, embeds)
         return self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -208,10 +208,14 @@ class SmolAVModel(SmolAVPreTrainedModel):
         )
 
 
-def _put(inputs_embeds: Tensor, places: Tensor, embeds: Tensor) -> Tensor:
-    """Writes embeddings [n, tokens, hidden] to the True places of [B, S]."""
+def _put(
+    inputs_embeds: Tensor, input_ids: Tensor | None, placeholder: int, embeds: Tensor
+) -> Tensor:
+    """Writes embeddings [n, tokens, hidden] where [B, S] ids are the placeholder."""
+    if input_ids is None:
+        raise ValueError("media need input_ids, which tell where they belong")
     embeds = embeds.to(inputs_embeds.dtype)
-    mask = places.unsqueeze(-1).expand_as(inputs_embeds)
+    mask = torch.eq(input_ids, placeholder).unsqueeze(-1).expand_as(inputs_embeds)
     return inputs_embeds.masked_scatter(mask, embeds)
 
 
@@ -294,11 +298,13 @@ class SmolAVForConditionalGeneration(SmolAVPreTrainedModel, GenerationMixin):
             loss=loss, logits=logits, past_key_values=outputs.past_key_values
         )
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
+    def prepare_inputs_for_generation(  # type: ignore[override]
+        self, input_ids: Any, **kwargs: Any
+    ) -> Any:
         """Media enter with the prompt only: later steps find them in the cache."""
         media = ("pixel_values", "pixel_values_videos", "input_features")
         values = {name: kwargs.pop(name, None) for name in media}
-        inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
+        inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)  # type: ignore[misc]
         if kwargs.get("is_first_iteration", True) or not kwargs.get("use_cache", True):
             inputs.update(values)
         return inputs

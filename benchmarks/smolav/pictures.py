@@ -195,18 +195,17 @@ def _lane(rng: random.Random, upright: bool, index: int, names: list[str]) -> La
     if event == "resize":
         small, large = 0.5 * before.radius, 1.05 * before.radius
         grows = rng.random() < 0.5
-        first, last = (small, large) if grows else (large, small)
-        return Lane(
-            event, replace(before, radius=first), replace(before, radius=last), CHANGES[not grows]
-        )
+        small, large = (small, large) if grows else (large, small)
+        first, last = replace(before, radius=small), replace(before, radius=large)
+        return Lane(event, first, last, CHANGES[not grows])
     start, end = rng.uniform(14, 26), SIZE - rng.uniform(14, 26)
     forward = rng.random() < 0.5
     start, end = (start, end) if forward else (end, start)
     if upright:
-        first, last = replace(before, y=start), replace(before, y=end)
-        return Lane(event, first, last, WAYS[3] if forward else WAYS[2])
-    first, last = replace(before, x=start), replace(before, x=end)
-    return Lane(event, first, last, WAYS[1] if forward else WAYS[0])
+        way = WAYS[3] if forward else WAYS[2]
+        return Lane(event, replace(before, y=start), replace(before, y=end), way)
+    way = WAYS[1] if forward else WAYS[0]
+    return Lane(event, replace(before, x=start), replace(before, x=end), way)
 
 
 def sample_video(rng: random.Random) -> Video:

@@ -152,9 +152,7 @@ def _about_picture(rng: random.Random, picture: Picture) -> list[Question]:
     asked.append(Question("exists", f"Is there a {rng.choice(names)}?", "yes"))
     asked.append(Question("exists", f"Is there a {absent}?", "no"))
     if picture.ground.number is not None:
-        asked.append(
-            Question("reading", "Which number is written?", picture.ground.number.digits)
-        )
+        asked.append(Question("reading", "Which number is written?", picture.ground.number.digits))
     return asked
 
 
@@ -197,9 +195,7 @@ def _about_sound(rng: random.Random, sound: Sound) -> list[Question]:
         if event.kind == "word":
             asked.append(Question("word", "Which word is said?", event.what))
         elif event.kind == "beeps":
-            asked.append(
-                Question("beeps", "How many beeps are heard?", NUMBERS[int(event.what)])
-            )
+            asked.append(Question("beeps", "How many beeps are heard?", NUMBERS[int(event.what)]))
         else:
             asked.append(Question("sound", "Which sound is heard?", event.what))
     if len(sound.events) > 1:

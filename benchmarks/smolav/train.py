@@ -133,7 +133,7 @@ def pack_loss(
 
 def trained_state(model: SmolAVForConditionalGeneration) -> dict[str, Tensor]:
     """Everything this stage trains, by name."""
-    state = {}
+    state: dict[str, Tensor] = {}
     for name, module in model.named_modules():
         if isinstance(module, LoRALinear):
             state[f"{name}.lora_a"], state[f"{name}.lora_b"] = module.lora_a, module.lora_b

@@ -46,7 +46,8 @@ def load_smollm2(folder: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBas
         fields.pop(name, None)
     model = LlamaForCausalLM(LlamaConfig(**fields))
     model.load_state_dict(loaded.state_dict(), strict=True)
-    return model.to(torch.bfloat16), AutoTokenizer.from_pretrained(folder, gguf_file=GGUF)
+    torch.nn.Module.to(model, torch.bfloat16)
+    return model, AutoTokenizer.from_pretrained(folder, gguf_file=GGUF)
 
 
 def whisper_config(tokens: int) -> WhisperConfig:
@@ -137,8 +138,8 @@ def read_ctranslate2(data: bytes) -> dict[str, Tensor]:
         kind, size = number("B"), number("I")
         if kind not in _DTYPES:
             raise ValueError(f"CTranslate2 variable {name} has the unknown type {kind}")
-        array = np.frombuffer(data, dtype=_DTYPES[kind], count=size // np.dtype(_DTYPES[kind]).itemsize, offset=place)
-        variables[name] = torch.from_numpy(array.copy()).reshape(shape)
+        array = np.frombuffer(data[place : place + size], dtype=_DTYPES[kind])
+        variables[name] = torch.tensor(array).reshape(shape)
         place += size
     for _ in range(number("I")):
         alias, name = text(), text()
