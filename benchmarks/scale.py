@@ -1,0 +1,310 @@
+"""Time and memory of pruning large models, on paper, and a run that checks the paper.
+
+    python benchmarks/scale.py                      # the table of docs/scale.md
+    python benchmarks/scale.py --check --output output/bench-scale.json
+
+The check prunes a random LLaVA of a billion parameters in a process of its own, with its weights in
+memory and on disk, and compares processor time and memory with the estimate for this machine. What
+this machine does a second is measured on one decoder layer before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from benchmarks.calibration import IMAGE_ID, high_water, reset_high_water
+
+SAMPLES, TOKENS = 128, 2048
+"""Of the table: 128 samples of 2,048 tokens."""
+CHECK_SAMPLES, IMAGE_TOKENS, TEXT_TOKENS = 4, 144, 48
+
+
+def llava_next_8b() -> Any:
+    """Config of LLaVA-NeXT on Llama 3 8B."""
+    import transformers as tf
+
+    text = tf.LlamaConfig(
+        vocab_size=128320,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+    )
+    vision = tf.CLIPVisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=336,
+        patch_size=14,
+    )
+    return tf.LlavaNextConfig(vision_config=vision, text_config=text)
+
+
+def qwen2_5_vl_72b() -> Any:
+    """Config of Qwen2.5-VL 72B."""
+    import transformers as tf
+
+    text = {
+        "vocab_size": 152064,
+        "hidden_size": 8192,
+        "intermediate_size": 29568,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [16, 24, 24]},
+    }
+    vision = {
+        "depth": 32,
+        "hidden_size": 1280,
+        "intermediate_size": 3456,
+        "num_heads": 16,
+        "out_hidden_size": 8192,
+    }
+    return tf.Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+
+
+def qwen3_vl_235b() -> Any:
+    """Config of Qwen3-VL 235B-A22B, a mixture of 128 experts of which 8 are used."""
+    import transformers as tf
+
+    text = {
+        "vocab_size": 151936,
+        "hidden_size": 4096,
+        "intermediate_size": 12288,
+        "num_hidden_layers": 94,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 4,
+        "head_dim": 128,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 1536,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [24, 20, 20]},
+    }
+    vision = {
+        "depth": 27,
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_heads": 16,
+        "out_hidden_size": 4096,
+    }
+    return tf.Qwen3VLMoeConfig(text_config=text, vision_config=vision)
+
+
+MODELS: dict[str, Callable[[], Any]] = {
+    "LLaVA-NeXT 8B": llava_next_8b,
+    "Qwen2.5-VL 72B": qwen2_5_vl_72b,
+    "Qwen3-VL 235B-A22B": qwen3_vl_235b,
+}
+
+
+def table() -> list[str]:
+    """Rows of docs/scale.md."""
+    from tamp_modifier.estimate import duration, estimate, measure_config
+
+    rows = [
+        "| model | accelerators | forwards | time | time, from disk | accelerator | host | "
+        "host, from disk |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, make in MODELS.items():
+        shapes = measure_config(make())
+        for processes in (1, 8):
+            for passes, label in ((3, "3"), (1, "1 (`one_pass`)")):
+                found = estimate(shapes, SAMPLES, TOKENS, passes=passes, processes=processes)
+                rows.append(
+                    f"| {name} | {processes} | {label} | {duration(found.seconds)} | "
+                    f"{duration(found.seconds_disk)} | {found.device_peak / 1e9:.1f} GB | "
+                    f"{found.host_peak / 1e9:.0f} GB | {found.host_peak_disk / 1e9:.0f} GB |"
+                )
+    return rows
+
+
+# ---- the check -----------------------------------------------------------------------------------
+
+
+def check_config() -> Any:
+    """Config of a LLaVA of a billion parameters."""
+    import transformers as tf
+
+    text = tf.LlamaConfig(
+        vocab_size=8000,
+        hidden_size=2048,
+        intermediate_size=6144,
+        num_hidden_layers=20,
+        num_attention_heads=16,
+        num_key_value_heads=4,
+    )
+    vision: Any = tf.SiglipVisionConfig(
+        hidden_size=384,
+        intermediate_size=1536,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        image_size=192,
+        patch_size=16,
+    )
+    vision.vision_use_head = False
+    return tf.LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=IMAGE_ID,
+        vision_feature_select_strategy="full",
+        vision_feature_layer=-1,
+        image_seq_length=IMAGE_TOKENS,
+    )
+
+
+def write_model(folder: Path) -> None:
+    """Saves the model of the check, with random weights in bfloat16."""
+    import torch
+    from transformers import LlavaForConditionalGeneration
+
+    torch.manual_seed(0)
+    make: Any = LlavaForConditionalGeneration._from_config
+    make(check_config(), dtype=torch.bfloat16).save_pretrained(folder)
+
+
+def batches() -> Any:
+    """Loader of pictures of noise in random text."""
+    import torch
+    from torch.utils.data import DataLoader
+
+    samples = []
+    for _ in range(CHECK_SAMPLES):
+        text = torch.randint(3, 100, (TEXT_TOKENS,))
+        ids = torch.cat([text[:16], torch.full((IMAGE_TOKENS,), IMAGE_ID), text[16:]])[None]
+        pixels = torch.randn(1, 3, 192, 192).bfloat16()
+        samples.append({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+        samples[-1]["pixel_values"] = pixels
+    data: Any = samples
+    return DataLoader(data, batch_size=None)
+
+
+def machine_speed(model: Any) -> float:
+    """Operations a second of this process in one decoder layer's largest Linear, in bf16."""
+    import torch
+
+    linear = model.model.language_model.layers[0].mlp.up_proj
+    x = torch.randn(IMAGE_TOKENS + TEXT_TOKENS, linear.in_features).bfloat16()
+    with torch.no_grad():
+        linear(x)
+        start = time.process_time()
+        for _ in range(10):
+            linear(x)
+    seconds = time.process_time() - start
+    return 10 * 2.0 * x.shape[0] * linear.weight.numel() / seconds
+
+
+def sorting_speed(model: Any) -> float:
+    """Weights a second of this process that are compared and masked."""
+    import torch
+
+    from tamp_modifier.masks import wanda_mask
+
+    weight = model.model.language_model.layers[0].mlp.up_proj.weight.detach()
+    start = time.process_time()
+    wanda_mask(weight, torch.ones(weight.shape[1]), 0.5)
+    return weight.numel() / (time.process_time() - start)
+
+
+def run_check(folder: Path, weights: str) -> dict[str, Any]:
+    """Prunes the model once, with weights in "memory" or on "disk"."""
+    import torch
+    from llmcompressor import oneshot
+    from transformers import LlavaForConditionalGeneration
+
+    from tamp_modifier import TAMPModifier
+    from tamp_modifier.demo.processing import build_processor
+
+    torch.set_num_threads(1)
+    speeds: dict[str, float] = {}
+    options: dict[str, Any] = {}
+    if weights == "disk":
+        options = {"device_map": {"": "disk"}, "offload_folder": str(folder / "offloaded")}
+    model: Any = LlavaForConditionalGeneration.from_pretrained(
+        folder / "model", dtype=torch.bfloat16, **options
+    )
+    if weights == "memory":
+        speeds = {"flops": machine_speed(model), "sorted_per_second": sorting_speed(model)}
+    before = reset_high_water()
+    wall, cpu = time.perf_counter(), time.process_time()
+    report = folder / f"{weights}.json"
+    oneshot(
+        model=model,
+        processor=build_processor(),
+        dataset=batches(),
+        recipe=TAMPModifier(sparsity=0.5, report_path=str(report)),
+    )
+    return {
+        "cpu_seconds": time.process_time() - cpu,
+        "wall_seconds": time.perf_counter() - wall,
+        "added_bytes": high_water() - before,
+        "reached_sparsity": json.loads(report.read_text())["reached_sparsity"],
+        **speeds,
+    }
+
+
+def check() -> dict[str, Any]:
+    """Runs the check in processes of their own, and puts the estimate beside it."""
+    from tamp_modifier.estimate import Machine, estimate, measure_config
+
+    shapes = measure_config(check_config())
+    runs: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="bench-scale-") as folder:
+        write_model(Path(folder) / "model")
+        for weights in ("memory", "disk"):
+            command = [sys.executable, "-m", "benchmarks.scale", "--child", weights, folder]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
+            runs[weights] = json.loads(done.stdout.splitlines()[-1])
+    speeds = {name: runs["memory"].pop(name) for name in ("flops", "sorted_per_second")}
+    # Everything is on the host: nothing crosses a link, and a file read lately is in memory.
+    machine = Machine(link=1e12, disk=1e12, **speeds)
+    found = estimate(shapes, CHECK_SAMPLES, IMAGE_TOKENS + TEXT_TOKENS, machine=machine)
+    return {
+        "benchmark": "scale",
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "machine": platform.machine(),
+        "parameters": shapes.parameters,
+        "samples": CHECK_SAMPLES,
+        "tokens": IMAGE_TOKENS + TEXT_TOKENS,
+        "speeds": speeds,
+        "estimate": found.to_dict(),
+        "runs": runs,
+    }
+
+
+def main() -> None:
+    """Prints the table, or runs the check."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--check", action="store_true", help="prune a billion parameters")
+    parser.add_argument("--output", type=Path, help="where the JSON of the check goes")
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        print(json.dumps(run_check(Path(args.child[1]), args.child[0])))
+    elif args.check:
+        from tamp_modifier.report import write_json
+
+        found = check()
+        print(json.dumps(found, indent=1))
+        if args.output is not None:
+            write_json(args.output, found)
+    else:
+        print("\n".join(table()))
+
+
+if __name__ == "__main__":
+    main()

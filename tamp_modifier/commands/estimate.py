@@ -1,0 +1,75 @@
+"""``tamp estimate``: what pruning a model will take, on paper."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from tamp_modifier.commands.arguments import positive
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the command to the parser of ``tamp``."""
+    parser = subparsers.add_parser(
+        "estimate",
+        help="tell what time and memory pruning a model will take",
+        description="Estimate time and memory of pruning a model from its config alone: an "
+        "estimate, not a measurement. docs/scale.md tells what it counts.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="folder or name of the model")
+    parser.add_argument("--samples", type=positive, default=128, help="default: %(default)s")
+    parser.add_argument(
+        "--tokens", type=positive, default=2048, help="of one sample, media included (%(default)s)"
+    )
+    parser.add_argument("--batch-size", type=positive, default=1, help="default: %(default)s")
+    parser.add_argument(
+        "--processes", type=positive, default=1, help="accelerators that share the samples"
+    )
+    parser.add_argument("--selection", default="amia", help="field of TAMPModifier (%(default)s)")
+    parser.add_argument("--score", default="wanda", help="field of TAMPModifier (%(default)s)")
+    parser.add_argument("--one-pass", action="store_true", help="one forward pass instead of three")
+    parser.add_argument(
+        "--all-experts",
+        action="store_true",
+        help="every token passes every expert (moe_calibrate_all_experts)",
+    )
+    parser.add_argument(
+        "--tflops", type=float, default=200.0, help="of the accelerator, reached (%(default)s)"
+    )
+    parser.add_argument(
+        "--link", type=float, default=20.0, help="GB/s between host and accelerator (%(default)s)"
+    )
+    parser.add_argument("--disk", type=float, default=2.0, help="GB/s from disk (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the estimate."""
+    from rich.console import Console
+    from transformers import AutoConfig
+
+    from tamp_modifier.estimate import Machine, estimate, measure_config
+    from tamp_modifier.scores import get_score
+    from tamp_modifier.selection import get_selection
+
+    get_score(args.score)
+    get_selection(args.selection)
+    machine = Machine(flops=args.tflops * 1e12, link=args.link * 1e9, disk=args.disk * 1e9)
+    found = estimate(
+        measure_config(AutoConfig.from_pretrained(args.model)),
+        args.samples,
+        args.tokens,
+        batch_size=args.batch_size,
+        passes=1 if args.one_pass else 3,
+        selection=args.selection,
+        score=args.score,
+        all_experts=args.all_experts,
+        processes=args.processes,
+        machine=machine,
+    )
+    if args.json:
+        print(json.dumps(found.to_dict(), indent=1))
+    else:
+        Console().print(found.table())

@@ -1,0 +1,121 @@
+"""The estimate on paper counts what a model really has and does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from tamp_modifier import cli
+from tamp_modifier.estimate import Machine, Shapes, duration, estimate, measure, measure_config
+from tests.architectures.models import build, eager
+
+
+def shapes(**changed: object) -> Shapes:
+    fields = {
+        "parameters": 10_000,
+        "outside": 3_000,
+        "largest_outside": 2_000,
+        "tower": 1_000,
+        "layers": 2,
+        "layer": 3_500,
+        "linears": {(32, 48): 4},
+        "experts": {},
+        "routed": 1.0,
+        "hidden": 32,
+        "heads": 4,
+        "head_width": 32,
+    }
+    return Shapes(**{**fields, **changed})  # type: ignore[arg-type]
+
+
+def test_operations_are_those_that_torch_counts() -> None:
+    model, batches, _ = build("llama_text")
+    batch = batches[0]
+    counter = FlopCounterMode(display=False)
+    with eager(model), counter:
+        model.model(**batch)
+    # torch counts rotary embeddings too, a product of positions and frequencies.
+    extra = counter.get_flop_counts()["Global"]
+    counted = sum(extra.values()) - 2 * batch["input_ids"].shape[1] * 4
+    found = estimate(measure(model), 1, batch["input_ids"].shape[1], passes=1, selection="text")
+    assert found.operations == counted
+
+
+@pytest.mark.parametrize("name", ["llava_llama", "qwen3_vl_moe", "qwen2_5_omni"])
+def test_shapes_are_those_of_the_model(name: str) -> None:
+    model, _, expected = build(name)
+    found = measure(model)
+    assert found.parameters == sum(p.numel() for p in model.parameters())
+    assert found.layers == 2
+    assert found.outside + found.layers * found.layer == found.parameters
+    linears = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    known = sum(linears[n].weight.numel() for n in expected.targets if n in linears)
+    if name == "qwen3_vl_moe":
+        assert found.routed == 0.5
+        fused = sum(p.numel() for n, p in model.named_parameters() if ".experts." in n)
+        assert found.experts == {(32, 16): 16, (16, 32): 8}
+        assert found.targets == known + fused
+    else:
+        assert found.targets == known and not found.experts
+
+
+def test_a_config_is_enough() -> None:
+    model, _, _ = build("qwen2_5_vl")
+    found = measure_config(model.config)
+    assert found.bytes == 2
+    assert found == Shapes(**{**measure(model).__dict__, "bytes": 2})
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 64), st.integers(1, 4096), st.integers(1, 3), st.sampled_from([1, 2, 4]))
+def test_time_and_memory_grow_with_the_work(
+    samples: int, tokens: int, passes: int, processes: int
+) -> None:
+    model = shapes()
+    base = estimate(model, samples, tokens, passes=passes)
+    assert estimate(model, 2 * samples, tokens, passes=passes).operations == 2 * base.operations
+    assert estimate(model, samples, 2 * tokens, passes=passes).device_peak >= base.device_peak
+    shared = estimate(model, samples * processes, tokens, passes=passes, processes=processes)
+    assert shared.operations == base.operations
+    assert shared.seconds <= base.seconds
+    assert base.seconds <= base.seconds_disk
+
+
+def test_experts_cost_as_much_as_they_are_used() -> None:
+    model = shapes(experts={(32, 16): 64}, routed=0.125)
+    few = estimate(model, 1, 10, passes=1, selection="text").operations
+    every = estimate(model, 1, 10, passes=1, selection="text", all_experts=True).operations
+    assert every - few == 2 * 10 * 0.875 * 64 * 32 * 16
+
+
+@pytest.mark.parametrize("name", ["samples", "tokens", "batch_size", "passes", "processes"])
+def test_numbers_out_of_range_are_named(name: str) -> None:
+    numbers = {"samples": 1, "tokens": 1, name: 0}
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        estimate(shapes(), **numbers)
+    with pytest.raises(ValueError, match="flops must be finite and > 0, got 0"):
+        Machine(flops=0)
+
+
+def test_durations_are_readable() -> None:
+    assert [duration(s) for s in (3.2, 600, 9000)] == ["3 s", "10 min", "2.5 h"]
+
+
+def test_the_command_prints_the_estimate(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    model, _, _ = build("llava_llama")
+    model.config.save_pretrained(tmp_path)
+    assert cli.main(["estimate", str(tmp_path), "--samples", "3", "--tokens", "24", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == estimate(measure_config(model.config), 3, 24).to_dict()
+    assert cli.main(["estimate", str(tmp_path)]) == 0
+    assert "not measured" in capsys.readouterr().out
+    assert cli.main(["estimate", str(tmp_path), "--tflops", "0"]) == 1
+    assert "flops must be finite" in capsys.readouterr().err
+    assert cli.main(["estimate", str(tmp_path), "--score", "best"]) == 1
+    assert "score must be one of" in capsys.readouterr().err
