@@ -89,16 +89,20 @@ class SparseGPT(Score):
 
     Attributes:
         damping: the least share by which correlations are shrunk.
+        refit: steps of conjugate gradients on the weights that stay, see `refit`.
     """
 
     name = "sparsegpt"
     keeps_weights = False
     by_row = False
     damping: float = 0.05
+    refit: int = 0
 
     def __post_init__(self) -> None:
         if not 0.0 < self.damping <= 1.0:
             raise ValueError(f"damping must be in (0, 1], got {self.damping}")
+        if self.refit < 0 or self.refit != int(self.refit):
+            raise ValueError(f"refit must be a whole number >= 0, got {self.refit}")
 
     def statistics(self, in_features: int) -> Hessian:
         return Hessian(in_features)
@@ -111,7 +115,13 @@ class SparseGPT(Score):
         if not bool(torch.isfinite(weight).all()):
             raise ValueError("weights are not finite")
         return sparsegpt_weight(
-            weight, hessian, statistics.tokens, sparsity, mask_structure, self.damping
+            weight,
+            hessian,
+            statistics.effective_tokens,
+            sparsity,
+            mask_structure,
+            self.damping,
+            int(self.refit),
         )
 
 

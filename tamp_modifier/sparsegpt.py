@@ -43,6 +43,7 @@ from llmcompressor.modifiers.pruning.sparsegpt.sgpt_sparsify import sparsify_wei
 from torch import Tensor, nn
 
 from tamp_modifier.masks import parse_mask_structure, pruned_columns
+from tamp_modifier.refit import refit
 
 BLOCK_SIZE = 128  # columns, as in the paper and upstream
 TIE_BREAK = 2e-5
@@ -57,6 +58,7 @@ def sparsegpt_weight(
     sparsity: float,
     mask_structure: str = "0:0",
     damping: float = 0.01,
+    refit_steps: int = 0,
 ) -> Tensor:
     """Prune one Linear and adapt the weights that stay.
 
@@ -67,6 +69,7 @@ def sparsegpt_weight(
         sparsity: share of all weights that is pruned; with N:M the structure decides.
         mask_structure: "0:0" or "N:M"; every group of M has N zeros.
         damping: least share of the diagonal, see above.
+        refit_steps: steps of `refit` after the solver.
 
     Returns:
         [out, in] in the dtype of `weight`. Unstructured, it has rows * `pruned_columns` zeros in
@@ -79,6 +82,8 @@ def sparsegpt_weight(
         return weight.clone() if wanted == 0 else torch.zeros_like(weight)
     hessian = damp(hessian, tokens, damping)
     scale = hessian.diagonal().sqrt()
+    # The solver overwrites its Hessian.
+    curvature = hessian.clone() if refit_steps else None
     # Groups start anew in every block, so a block has to hold whole ones.
     block = max(BLOCK_SIZE // prune_m, 1) * prune_m if prune_m else BLOCK_SIZE
     asked = 0.0 if prune_m else _largest_sparsity(rows, columns, block, wanted)
@@ -98,8 +103,13 @@ def sparsegpt_weight(
             dampening_frac=0.0,
             preserve_sparsity_mask=False,
         )
+    # Rounded first: what rounds to zero is a zero for the refit as well.
     pruned = pruned.to(weight.dtype)
-    return pruned if prune_m else _with_zeros(pruned, weight, scale, wanted)
+    if not prune_m:
+        pruned = _with_zeros(pruned, weight, scale, wanted)
+    if curvature is not None:
+        pruned = refit(pruned.float(), weight.float(), curvature, refit_steps).to(weight.dtype)
+    return pruned
 
 
 def damp(hessian: Tensor, tokens: int, damping: float) -> Tensor:

@@ -1,0 +1,73 @@
+"""Refitting what a mask leaves."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tamp_modifier import scores
+from tamp_modifier.masks import has_structure
+from tamp_modifier.refit import refit
+from tamp_modifier.sparsegpt import sparsegpt_weight
+
+
+def problem(rows: int = 6, columns: int = 12, tokens: int = 60) -> tuple[torch.Tensor, ...]:
+    """Dense weight, pruned weight, inputs, and their mean of x x^T."""
+    weight = torch.randn(rows, columns)
+    inputs = torch.randn(tokens, columns) @ torch.randn(columns, columns)
+    pruned = weight * (torch.rand(rows, columns) > 0.5)
+    return weight, pruned, inputs, inputs.T @ inputs / tokens
+
+
+def error(pruned: torch.Tensor, weight: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
+    """Per row."""
+    difference = (pruned - weight).double()
+    return ((difference @ hessian.double()) * difference).sum(1)
+
+
+def test_many_steps_reach_the_least_squares_solution_of_every_row() -> None:
+    weight, pruned, inputs, hessian = problem()
+    found = refit(pruned.clone(), weight, hessian, 40)
+    for row in range(len(weight)):
+        kept = pruned[row].nonzero().flatten()
+        wanted = torch.linalg.lstsq(inputs[:, kept], inputs @ weight[row]).solution
+        torch.testing.assert_close(found[row, kept], wanted, rtol=1e-3, atol=1e-3)
+    assert torch.equal(found == 0, pruned == 0)
+
+
+def test_no_step_makes_a_row_worse() -> None:
+    weight, pruned, _, hessian = problem()
+    before = error(pruned, weight, hessian)
+    for steps in range(1, 12):
+        after = error(refit(pruned.clone(), weight, hessian, steps), weight, hessian)
+        assert bool((after <= before * (1 + 1e-5) + 1e-6).all())
+        before = after
+
+
+def test_rows_that_are_dense_or_empty_stay_as_they_are() -> None:
+    weight, pruned, _, hessian = problem()
+    pruned[0], pruned[1] = weight[0], 0.0
+    found = refit(pruned.clone(), weight, hessian, 5)
+    assert torch.equal(found[0], weight[0])
+    assert torch.equal(found[1], torch.zeros_like(weight[1]))
+    assert bool(torch.isfinite(found).all())
+
+
+@pytest.mark.parametrize("structure", ["0:0", "2:4"])
+def test_after_the_solver_it_lowers_the_error_and_keeps_the_sparsity(structure: str) -> None:
+    weight, _, _, hessian = problem(rows=32, columns=64, tokens=400)
+    plain, fitted = (
+        sparsegpt_weight(weight, hessian.clone(), 400, 0.5, structure, 0.01, steps)
+        for steps in (0, 16)
+    )
+    assert float((fitted == 0).float().mean()) == float((plain == 0).float().mean()) == 0.5
+    assert structure == "0:0" or has_structure(fitted, structure)
+    assert float(error(fitted, weight, hessian).sum()) < 0.9 * float(
+        error(plain, weight, hessian).sum()
+    )
+
+
+@pytest.mark.parametrize("steps", [-1, 0.5])
+def test_steps_that_are_no_number_of_steps_are_refused(steps: float) -> None:
+    with pytest.raises(ValueError, match="refit must be a whole number >= 0"):
+        scores.get_score("sparsegpt", refit=steps)
