@@ -55,7 +55,12 @@ class SelectionCollector:
             return
         everything = picked.numel() == outputs.shape[0]
         inputs = activations.inputs if everything else activations.inputs[picked]
-        self._statistics(self._selected, activations).update(inputs)
+        weights = self._selection.weights(
+            activations.types
+            if everything
+            else activations.types[picked.to(activations.types.device)]
+        )
+        self._statistics(self._selected, activations).update(inputs, weights)
         self._fallback.pop(name, None)
         self._counts.setdefault(name, []).append(picked.numel())
         if self._keep_indices:

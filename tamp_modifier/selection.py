@@ -173,6 +173,17 @@ class Selection(ABC):
             attention: [N] attention of the last token; None where `needs_attention` is False.
         """
 
+    def weights(self, token_types: Tensor) -> Tensor | None:
+        """How much each selected token counts in the statistics, fp32 with a mean of 1.
+
+        Args:
+            token_types: [n] modality of each selected token.
+
+        Returns:
+            [n]; None, the default, where all count the same.
+        """
+        return None
+
 
 class AMIASelection(Selection):
     """Adaptive multimodal input activation, see `select_amia`."""
@@ -223,12 +234,31 @@ class TextTokens(Selection):
         return text if text.numel() else torch.arange(outputs.shape[0], device=outputs.device)
 
 
+class BalancedTokens(Selection):
+    """Every token, weighted so that all modalities of a sample count the same.
+
+    With N tokens in M modalities a token of modality m has the weight N / (M N_m). A few words next
+    to many image tokens are neither drowned, as with "all", nor are the image tokens lost for the
+    statistics, as with "text".
+    """
+
+    name = "balanced"
+
+    def select(self, outputs: Tensor, token_types: Tensor, attention: Tensor | None) -> Tensor:
+        return torch.arange(outputs.shape[0], device=outputs.device)
+
+    def weights(self, token_types: Tensor) -> Tensor | None:
+        present, which, counts = token_types.unique(return_inverse=True, return_counts=True)
+        return (len(token_types) / (len(present) * counts.float()))[which]
+
+
 AnySelection: TypeAlias = Selection | DriftSelection
 
 SELECTIONS: dict[str, type[Selection] | type[DriftSelection]] = {
     "amia": AMIASelection,
     "all": AllTokens,
     "text": TextTokens,
+    "balanced": BalancedTokens,
     "drift": DriftSelection,
 }
 

@@ -17,8 +17,13 @@ class Statistics(Protocol):
 
     tokens: int
 
-    def update(self, inputs: Tensor) -> None:
-        """Add the selected tokens of one sample, [n, in_features], any floating dtype."""
+    def update(self, inputs: Tensor, weights: Tensor | None = None) -> None:
+        """Add the selected tokens of one sample.
+
+        Args:
+            inputs: [n, in_features], any floating dtype.
+            weights: [n], how much each token counts, with a mean of 1; None for all the same.
+        """
 
     def is_finite(self) -> bool:
         """Whether the statistics so far are finite."""
@@ -45,11 +50,14 @@ class RowScalars:
         self._sums: Tensor | None = None  # fp64 [in_features]
 
     @torch.no_grad()
-    def update(self, inputs: Tensor) -> None:
-        """Add the selected tokens of one sample, [n, in_features], any floating dtype."""
+    def update(self, inputs: Tensor, weights: Tensor | None = None) -> None:
+        """Add the selected tokens of one sample, see `Statistics`."""
         _check_inputs(inputs, self.in_features)
         (sums,) = self.sums(inputs.device if self._device is None else self._device)
-        sums += inputs.float().square().sum(0).to(sums)
+        squares = inputs.float().square()
+        if weights is not None:
+            squares *= weights.to(squares)[:, None]
+        sums += squares.sum(0).to(sums)
         self.tokens += inputs.shape[0]
 
     def is_finite(self) -> bool:
@@ -90,27 +98,42 @@ class Hessian:
     def __init__(self, in_features: int) -> None:
         self.in_features = in_features
         self.tokens = 0
+        self._squared_weights: Tensor | None = None  # fp64 scalar
         self._sums: Tensor | None = None  # fp32 [in_features, in_features]
 
     @torch.no_grad()
-    def update(self, inputs: Tensor) -> None:
-        """Add the selected tokens of one sample, [n, in_features], any floating dtype."""
+    def update(self, inputs: Tensor, weights: Tensor | None = None) -> None:
+        """Add the selected tokens of one sample, see `Statistics`."""
         _check_inputs(inputs, self.in_features)
-        (sums,) = self.sums(inputs.device)
+        sums, squared_weights = self.sums(inputs.device)
         vectors = inputs.to(sums)
-        sums.addmm_(vectors.T, vectors)
+        if weights is None:
+            sums.addmm_(vectors.T, vectors)
+            squared_weights += len(vectors)
+        else:
+            weights = weights.to(vectors)
+            sums.addmm_(vectors.T * weights, vectors)
+            squared_weights += weights.double().square().sum()
         self.tokens += inputs.shape[0]
+
+    @property
+    def effective_tokens(self) -> int:
+        """As many equal tokens would say as much: (sum of weights)^2 / sum of squared weights."""
+        if self._squared_weights is None:
+            return 0
+        return round(self.tokens**2 / max(float(self._squared_weights), 1e-12))
 
     def is_finite(self) -> bool:
         """Whether the sums so far are finite; their diagonal tells, as nothing is larger."""
         return self._sums is None or bool(torch.isfinite(self._sums.diagonal()).all())
 
     def sums(self, device: torch.device | str) -> list[Tensor]:
-        """The sum of x x^T, fp32 [in_features, in_features]."""
-        if self._sums is None:
+        """The sum of x x^T, fp32 [in_features, in_features], and that of the squared weights."""
+        if self._sums is None or self._squared_weights is None:
             size = (self.in_features, self.in_features)
             self._sums = torch.zeros(size, dtype=torch.float32, device=device)
-        return [self._sums]
+            self._squared_weights = torch.zeros((), dtype=torch.float64, device=device)
+        return [self._sums, self._squared_weights]
 
     def result(self) -> Tensor:
         """Mean of x x^T, fp32 [in_features, in_features]; the sums themselves are used up.
@@ -133,7 +156,7 @@ class TokenCount:
     def __init__(self, in_features: int) -> None:
         self.tokens = 0
 
-    def update(self, inputs: Tensor) -> None:
+    def update(self, inputs: Tensor, weights: Tensor | None = None) -> None:
         """Add the selected tokens of one sample, [n, in_features]."""
         self.tokens += inputs.shape[0]
 
