@@ -16,6 +16,7 @@ from rich.console import Console
 from tamp_modifier.allocation import Allocation, get_allocation
 from tamp_modifier.batches import TokenTypesFunction, import_function
 from tamp_modifier.patterns import Structure
+from tamp_modifier.presets import with_preset
 from tamp_modifier.report import check_writable
 from tamp_modifier.run import PruningRun
 from tamp_modifier.scores import Score, get_score
@@ -58,6 +59,9 @@ class TAMPModifier(Modifier):
     - on_finalize: checks that zeros survived the rest of the recipe; writes the report
 
     Args:
+        preset: named values for the fields that are not given. "best" is what keeps the most in our
+            benchmark: SparseGPT's solver, a least-squares refit of the weights that stay, all
+            tokens, and DAS. None, the default, is the published method.
         sparsity: share of the weights of all target Linears that is pruned, in (0, 1).
         mask_structure: "0:0" for unstructured, or "N:M": of every M consecutive weights of a row, N
             are pruned, as in WandaPruningModifier. With ``sparsity`` N / M every Linear is N:M and
@@ -73,7 +77,8 @@ class TAMPModifier(Modifier):
             and numel_power (0, 1); owl: m (5), lam (0.08); dlp: alpha (0.15); atp: beta (half of
             the largest one allowed).
         selection: "amia", "drift" (ATV-Pruning: text tokens and the visual ones that a decoder
-            layer moves most), "text" (text tokens only) or "all" (Wanda).
+            layer moves most), "text" (text tokens only), "all" (Wanda) or "balanced" (all, weighted
+            so that every modality of a sample counts the same).
         selection_options: numbers of the selection rule by name. drift: alpha (1).
         max_sparsity: cap of a single Linear, 1 at most; by default ``sparsity + 0.1`` for das and
             das_numel, and 1 for the others. With "N:M" it is N / M; with "n:M" the default is
@@ -81,7 +86,8 @@ class TAMPModifier(Modifier):
         score: "wanda", "sparsegpt" (llm-compressor's solver on the Hessian of the selected tokens;
             changes the weights that stay) or "magnitude" (looks at no token, so ``selection`` is
             not used).
-        score_options: numbers of the score by name. sparsegpt: damping (0.05).
+        score_options: numbers of the score by name. sparsegpt: damping (0.05), refit (0;
+            steps of conjugate gradients that fit the weights that stay).
         targets: class names, matched inside the text decoder only, or module names or "re:"
             patterns, matched anywhere.
         ignore: what is left alone, in the same form. The output head and routers always are;
@@ -114,6 +120,7 @@ class TAMPModifier(Modifier):
 
     requires_calibration_data: bool = True
 
+    preset: str | None = None
     sparsity: float = 0.5
     mask_structure: str = "0:0"
     allocation: str | dict[str, float] = "das"
@@ -140,6 +147,11 @@ class TAMPModifier(Modifier):
     _run: PruningRun | None = PrivateAttr(default=None)
 
     # -- fields
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_preset(cls, fields: Any) -> Any:
+        return with_preset(fields) if isinstance(fields, Mapping) else fields
 
     @field_validator("sparsity")
     @classmethod

@@ -1,0 +1,48 @@
+"""Presets: named sets of field values of TAMPModifier."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "best": {
+        "score": "sparsegpt",
+        "score_options": {"refit": 16},
+        "selection": "all",
+        "allocation": "das",
+    },
+}
+"""The values of docs/quality.md: "best" is what keeps the most in `make bench-quality`."""
+
+RULES = {"score_options": "score", "selection_options": "selection"} | dict.fromkeys(
+    ("allocation_options", "max_sparsity"), "allocation"
+)
+"""Field -> the rule that it belongs to."""
+
+
+def with_preset(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields with what the preset named in them adds; fields that are given win.
+
+    Options of a rule come with the rule: where the user gives another rule, the preset's options
+    for its own one are left out.
+
+    Raises:
+        ValueError: an unknown preset.
+    """
+    name = fields.get("preset")
+    if name is None:
+        return dict(fields)
+    if not isinstance(name, str) or name not in PRESETS:
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
+    preset = PRESETS[name]
+    # Another rule than the preset's.
+    replaced = {rule for rule in RULES.values() if fields.get(rule, preset[rule]) != preset[rule]}
+    added = {
+        field: value
+        for field, value in preset.items()
+        if field not in fields and RULES.get(field) not in replaced
+    }
+    # The values are nobody's to change.
+    return {**deepcopy(added), **fields}
