@@ -102,6 +102,15 @@ test-serve: $(SERVE_STAMP) ## real vLLM: in process and as a server on 127.0.0.1
 bench-calibration: $(STAMP) ## time and memory of TAMP, Wanda and SparseGPT
 	@$(BIN)/python benchmarks/calibration.py --output output/bench-calibration.json
 
+.PHONY: bench-quality
+bench-quality: $(STAMP) ## accuracy of every pruning method; hours, goes on where it was stopped
+	@$(BIN)/python -m benchmarks.quality --prepare
+	@$(BIN)/python -m benchmarks.quality --figures output/bench-quality/figures
+
+.PHONY: bench-quality-quick
+bench-quality-quick: $(STAMP) ## the same with one seed and two sparsities of the model in the box
+	@$(BIN)/python -m benchmarks.quality --quick --output output/bench-quality
+
 .PHONY: bench-kernels
 bench-kernels: $(SERVE_STAMP) ## one Linear: the sparse kernel against torch, oneDNN and vLLM
 	@$(SERVE_BIN)/python benchmarks/kernels.py --output output/bench-kernels.json

@@ -236,23 +236,59 @@ def evaluate(
     Raises:
         ValueError: An unknown task, or fewer than one sample.
     """
+    begin = time.perf_counter()
+    answers = evaluate_items(
+        model, processor, samples_per_task, tasks=tasks, seed=seed, batch_size=batch_size
+    )
+    accuracy = {task: right.float().mean().item() for task, (right, _) in answers.items()}
+    likelihood = {task: nll.mean().item() for task, (_, nll) in answers.items()}
+    return Scores(accuracy, likelihood, samples_per_task, time.perf_counter() - begin)
+
+
+def evaluate_items(
+    model: Any,
+    processor: Any,
+    samples_per_task: int = 100,
+    *,
+    tasks: Sequence[str] | None = None,
+    seed: int = 0,
+    batch_size: int = 50,
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Ask what `evaluate` asks, and tell of every single question.
+
+    Args:
+        model: A ``LlavaForConditionalGeneration`` that knows the words of the processor.
+        processor: From `load_processor`.
+        samples_per_task: Questions per task, at least 1.
+        tasks: Names of `PICTURE_TASKS` and `TEXT_TASKS`; None means all.
+        seed: Which evaluation set.
+        batch_size: Questions per forward pass.
+
+    Returns:
+        Task -> exactly right or not, bool [n], and negative log-likelihood per answer token in
+        nats, fp32 [n].
+
+    Raises:
+        ValueError: An unknown task, or fewer than one sample.
+    """
     if samples_per_task < 1:
         raise ValueError(f"samples_per_task: {samples_per_task} is too small; at least 1")
-    begin = time.perf_counter()
     training = model.training
     model.eval()
     assistant = processor.tokenizer.convert_tokens_to_ids(ASSISTANT)
-    accuracy, likelihood = {}, {}
+    answers = {}
     for task in tasks if tasks is not None else PICTURE_TASKS + TEXT_TASKS:
         samples = evaluation_samples(task, samples_per_task, seed)
         parts = [
             _score(model, encode(samples[start : start + batch_size], processor), assistant)
             for start in range(0, len(samples), batch_size)
         ]
-        accuracy[task] = torch.cat([right for right, _ in parts]).float().mean().item()
-        likelihood[task] = torch.cat([nll for _, nll in parts]).mean().item()
+        answers[task] = (
+            torch.cat([right for right, _ in parts]),
+            torch.cat([nll for _, nll in parts]),
+        )
     model.train(training)
-    return Scores(accuracy, likelihood, samples_per_task, time.perf_counter() - begin)
+    return answers
 
 
 def calibration_samples(

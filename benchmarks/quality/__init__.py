@@ -1,0 +1,4 @@
+"""Which pruning method keeps the most? Methods x sparsities x calibration seeds x models.
+
+python -m benchmarks.quality --help
+"""

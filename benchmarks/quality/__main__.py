@@ -1,0 +1,98 @@
+"""Which pruning method keeps the most? Methods x sparsities x calibration seeds x models.
+
+    python -m benchmarks.quality --prepare    # fetches models and texts, once
+    python -m benchmarks.quality              # all cells that are missing, then the tables
+    python -m benchmarks.quality --quick      # one seed, two sparsities of the model in the box
+    python -m benchmarks.quality --table docs/results/quality    # prints from finished results
+
+Every cell (model, method, setting, seed) is written as soon as it is done, with the answer to every
+item, so a run that was stopped goes on where it was. Results of another version, other weights or
+another recipe are refused and never overwritten.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from benchmarks.quality import cells as files
+from benchmarks.quality.methods import METHODS, parse_setting
+from benchmarks.quality.models import MODELS
+from benchmarks.quality.smollm2 import SetUpError
+from benchmarks.quality.table import blocks, markdown
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.quality",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--output", type=Path, default=Path("output/bench-quality"))
+    parser.add_argument("--data", type=Path, default=Path("output/bench-quality-data"))
+    parser.add_argument("--models", nargs="+", metavar="NAME", help=f"of {', '.join(MODELS)}")
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help=f"of {', '.join(METHODS)}")
+    parser.add_argument("--settings", nargs="+", metavar="S", help='such as 50 or "2:4"')
+    parser.add_argument("--seeds", nargs="+", type=int, help="calibration seeds; 0 1 2 by default")
+    parser.add_argument("--quick", action="store_true", help="one seed, two sparsities")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--prepare", action="store_true", help="fetch models and texts, then stop")
+    only.add_argument("--table", type=Path, metavar="FOLDER", help="print these results, then stop")
+    parser.add_argument(
+        "--figures", type=Path, metavar="FOLDER", help="draw figures of the results"
+    )
+    parser.add_argument("--pack", type=Path, metavar="FOLDER", help="write one file a model")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command and returns its status."""
+    try:
+        _main(parser().parse_args(arguments))
+    except (ValueError, FileNotFoundError, SetUpError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _main(args: argparse.Namespace) -> None:
+    if args.table is None:
+        names = args.models or (["box"] if args.quick else None)
+        models = [MODELS[name](args.data) for name in _known("model", names, MODELS)]
+        methods = _known("method", args.methods, METHODS)
+        for setting in args.settings or []:
+            parse_setting(setting)
+        if args.prepare:
+            for model in models:
+                model.prepare()
+            return
+        from benchmarks.quality.runner import plan, run
+
+        # One seed more or less is no other benchmark, so quick cells count in the full run too.
+        seeds = args.seeds or ([0] if args.quick else [0, 1, 2])
+        todo = plan(models, methods, args.settings, seeds, args.quick)
+        run(todo, args.output, lambda line: print(line, flush=True))
+    found = files.load_folder(args.table or args.output)
+    print(markdown(blocks(found)))
+    if args.pack is not None:
+        for path in files.pack(found, args.pack):
+            print(f"wrote {path}")
+    if args.figures is not None:
+        from benchmarks.quality.figures import draw
+
+        for path in draw(found, args.figures):
+            print(f"wrote {path}")
+
+
+def _known(kind: str, wanted: list[str] | None, known: dict) -> list[str]:
+    names = wanted or list(known)
+    for name in names:
+        if name not in known:
+            raise ValueError(f"unknown {kind} {name!r}; known are {', '.join(known)}")
+    return names
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,207 @@
+"""One cell of the benchmark: one model pruned by one method, and its answer to every item.
+
+A cell is one file of its own. A folder of results may hold cell files, or files of many cells
+(`pack`), one cell a line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tamp_modifier.report import write_json
+
+FORMAT = "tamp-quality"
+FORMAT_VERSION = 1
+"""Counts up whenever what is measured changes; results of another version are refused."""
+
+DENSE = "dense"
+
+
+class ResultError(ValueError):
+    """Results that cannot be used, with the reason."""
+
+
+@dataclass(frozen=True)
+class TaskItems:
+    """What a model made of the items of one task.
+
+    Attributes:
+        right: right answers, or right tokens, of every item.
+        of: how many there were to get right; 1 for a question.
+        nll: negative log-likelihood of every item, in thousandths of a nat per token.
+    """
+
+    right: list[int]
+    of: list[int]
+    nll: list[int]
+
+    @classmethod
+    def from_values(
+        cls, right: Iterable[int], of: Iterable[int], nll: Iterable[float]
+    ) -> TaskItems:
+        """Rounds to what is stored."""
+        return cls([int(r) for r in right], [int(n) for n in of], [round(1e3 * x) for x in nll])
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Key, circumstances and result of one run.
+
+    Attributes:
+        model: name of the model.
+        method: name of the method, or "dense".
+        setting: sparsity in percent, as "50", or "N:M"; "0" for the dense model.
+        seed: calibration seed.
+        identity: hash of weights and evaluation items, see `models.QualityModel.identity`.
+        samples: number of calibration samples.
+        recipe: the modifier and its fields.
+        reached: share of zeros among the target Linears.
+        cpu_seconds: processor time of pruning, with the calibration.
+        machine: processor.
+        date: day of the run, ISO 8601.
+        versions: package -> version.
+        tasks: task -> its items.
+    """
+
+    model: str
+    method: str
+    setting: str
+    seed: int
+    identity: str
+    samples: int
+    recipe: dict[str, Any]
+    reached: float
+    cpu_seconds: float
+    machine: str
+    date: str
+    versions: dict[str, str]
+    tasks: dict[str, TaskItems]
+
+    @property
+    def key(self) -> tuple[str, str, str, int]:
+        """What tells the cell from all others."""
+        return (self.model, self.method, self.setting, self.seed)
+
+
+def path_of(folder: Path, key: tuple[str, str, str, int]) -> Path:
+    """Where a cell lies."""
+    model, method, setting, seed = key
+    return folder / model / f"{method}_{setting.replace(':', 'of')}_{seed}.json"
+
+
+def recipe_hash(recipe: Mapping[str, Any]) -> str:
+    """A short name of a recipe, the same for the same fields."""
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def save(folder: Path, cell: Cell) -> Path:
+    """Writes a new cell; one that is there already is never overwritten.
+
+    Raises:
+        ResultError: there is a file already.
+    """
+    path = path_of(folder, cell.key)
+    if path.exists():
+        raise ResultError(f"{path} exists already and is not overwritten")
+    return write_json(path, {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(cell)})
+
+
+def load(path: Path) -> list[Cell]:
+    """The cells of one file: a cell file, or one that `pack` wrote.
+
+    Raises:
+        ResultError: not a results file, or one of another version.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ResultError(f"{path} cannot be read as results: {error}") from None
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise ResultError(f"{path} is not a results file of this benchmark")
+    found = data.pop("format_version", None)
+    if found != FORMAT_VERSION:
+        raise ResultError(
+            f"{path} has results of version {found}, this is version {FORMAT_VERSION}; "
+            "move it away or give another --output"
+        )
+    del data["format"]
+    try:
+        return [_cell(entry) for entry in data["cells"]] if "cells" in data else [_cell(data)]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ResultError(f"{path} has a cell that is not complete: {error}") from None
+
+
+def _cell(data: dict[str, Any]) -> Cell:
+    tasks = {name: TaskItems(**items) for name, items in data["tasks"].items()}
+    for name, task in tasks.items():
+        if not len(task.right) == len(task.of) == len(task.nll) > 0:
+            raise ValueError(f"task {name} has lists of different lengths")
+    return Cell(**{**data, "tasks": tasks})
+
+
+def load_folder(folder: Path) -> list[Cell]:
+    """All cells in a folder, sorted by key.
+
+    Raises:
+        ResultError: no cell, a file that cannot be used, the same cell twice, or cells of one model
+            that were not measured on the same weights and items.
+    """
+    cells = [cell for path in sorted(folder.rglob("*.json")) for cell in load(path)]
+    if not cells:
+        raise ResultError(f"there are no results in {folder}")
+    seen: dict[tuple[str, str, str, int], Cell] = {}
+    first: dict[str, Cell] = {}
+    for cell in cells:
+        if cell.key in seen:
+            raise ResultError(f"{folder} has the cell {' '.join(map(str, cell.key))} twice")
+        seen[cell.key] = cell
+        other = first.setdefault(cell.model, cell)
+        if (cell.identity, cell.samples) != (other.identity, other.samples):
+            raise ResultError(
+                f"{folder} mixes results of {cell.model} with other weights, items or samples: "
+                f"{cell.method} {cell.setting} seed {cell.seed} and "
+                f"{other.method} {other.setting} seed {other.seed}"
+            )
+    return [seen[key] for key in sorted(seen)]
+
+
+def check_same(path: Path, identity: str, samples: int, recipe: Mapping[str, Any]) -> None:
+    """Refuses a finished cell that was not measured as it would be now.
+
+    Raises:
+        ResultError: other weights, items, samples or recipe.
+    """
+    (cell,) = load(path)
+    for what, found, wanted in (
+        ("model weights or items", cell.identity, identity),
+        ("numbers of calibration samples", cell.samples, samples),
+        ("recipe", recipe_hash(cell.recipe), recipe_hash(recipe)),
+    ):
+        if found != wanted:
+            raise ResultError(
+                f"{path} was measured with other {what} ({found}, now {wanted}); move it away or "
+                "give another --output"
+            )
+
+
+def pack(cells: Iterable[Cell], folder: Path) -> list[Path]:
+    """Writes all cells into one file a model, one cell a line."""
+    by_model: dict[str, list[Cell]] = {}
+    for cell in cells:
+        by_model.setdefault(cell.model, []).append(cell)
+    paths = []
+    for model, members in by_model.items():
+        lines = ",\n".join(json.dumps(asdict(cell), separators=(",", ":")) for cell in members)
+        head = f'{{"format": "{FORMAT}", "format_version": {FORMAT_VERSION}, "cells": [\n'
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{model}.json"
+        part = path.with_suffix(".part")
+        part.write_text(f"{head}{lines}\n]}}\n", encoding="utf-8")
+        part.replace(path)
+        paths.append(path)
+    return paths

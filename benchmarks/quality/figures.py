@@ -1,0 +1,112 @@
+"""Figures of the results: retention against sparsity, and tasks one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.quality.cells import DENSE, Cell
+from benchmarks.quality.models import MODELS
+from benchmarks.quality.statistics import items_of
+from benchmarks.quality.table import OURS, Block, blocks, setting_label, setting_order, title_of
+from tamp_modifier.figures import COLOURS, MARKERS, new_figure, save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BARS = (DENSE, "wanda", "sparsegpt", "tamp", OURS)
+
+
+def draw(cells: Sequence[Cell], folder: Path) -> list[Path]:
+    """Writes ``quality.png`` and ``quality-tasks-MODEL.png``."""
+    found = blocks(cells)
+    paths = [save_figure(retention_figure(found), folder / "quality.png")]
+    for model in dict.fromkeys(block.model for block in found):
+        mine = [cell for cell in cells if cell.model == model]
+        figure = task_figure(mine)
+        if figure is not None:
+            paths.append(save_figure(figure, folder / f"quality-tasks-{model}.png"))
+    return paths
+
+
+def retention_figure(found: Sequence[Block]) -> Figure:
+    """Accuracy and NLL against the setting, one row of axes a model."""
+    models = list(dict.fromkeys(block.model for block in found))
+    figure = new_figure(11, 0.8 + 3.6 * len(models))
+    grid = figure.subplots(len(models), 2, squeeze=False)
+    labels: dict[str, Any] = {}
+    for axes, model in zip(grid, models, strict=True):
+        mine = [block for block in found if block.model == model and block.setting != "0"]
+        (dense,) = [
+            block.rows[0] for block in found if block.model == model and block.setting == "0"
+        ]
+        settings = [block.setting for block in mine]
+        methods = list(dict.fromkeys(row.method for block in mine for row in block.rows))
+        for index, method in enumerate(methods):
+            points = [
+                (position, row)
+                for position, block in enumerate(mine)
+                for row in block.rows
+                if row.method == method
+            ]
+            style: dict[str, Any] = {
+                "label": title_of(method),
+                "color": "black" if method == OURS else COLOURS[index % 6],
+                "marker": "*" if method == OURS else MARKERS[index % 7],
+                "markersize": 11 if method == OURS else 5,
+                "linewidth": 2.2 if method == OURS else 1.0,
+                "linestyle": "-" if method == OURS or index < 6 else "--",
+                "zorder": 3 if method == OURS else 2,
+            }
+            for pattern in (False, True):  # 2:4 is a point of its own, no end of a line
+                part = [p for p in points if (":" in mine[p[0]].setting) == pattern]
+                if part:
+                    x = [position for position, _ in part]
+                    kept = [100 * row.kept.value for _, row in part]
+                    labels[title_of(method)] = axes[0].plot(x, kept, **style)[0]
+                    axes[1].plot(x, [row.nll.value for _, row in part], **style)
+        axes[0].axhline(100, color="grey", linestyle=":", linewidth=1)
+        axes[1].axhline(dense.nll.value, color="grey", linestyle=":", linewidth=1)
+        axes[0].set_ylabel("accuracy relative to dense, %")
+        axes[1].set_ylabel("NLL, nats")
+        for axis in axes:
+            axis.set_title(MODELS[model].title if model in MODELS else model, fontsize=10)
+            axis.set_xticks(range(len(settings)), [setting_label(s) for s in settings])
+            axis.set_xlabel("pruned")
+            axis.grid(alpha=0.3)
+    figure.legend(list(labels.values()), list(labels), loc="outside right upper", frameon=False)
+    return figure
+
+
+def task_figure(cells: Sequence[Cell]) -> Figure | None:
+    """Accuracy of every task at the highest sparsity, some methods; None where there is none."""
+    settings = {cell.setting for cell in cells if cell.method == OURS and ":" not in cell.setting}
+    if not settings:
+        return None
+    setting = max(settings, key=setting_order)
+    shown = {
+        method: [cell for cell in cells if cell.method == method and cell.setting in (setting, "0")]
+        for method in BARS
+    }
+    shown = {method: members for method, members in shown.items() if members}
+    tasks = list(cells[0].tasks)
+    figure = new_figure(2.0 + 0.55 * max(len(tasks), 6), 3.6)
+    axes = figure.add_subplot()
+    width = 0.8 / len(shown)
+    for index, (method, members) in enumerate(shown.items()):
+        items = items_of(members)
+        axes.bar(
+            [x + width * (index - (len(shown) - 1) / 2) for x in range(len(tasks))],
+            [100 * float(items.right[task].mean()) for task in tasks],
+            width,
+            label=title_of(method),
+            color="grey" if method == DENSE else COLOURS[index % len(COLOURS)],
+        )
+    axes.set_xticks(range(len(tasks)), tasks, rotation=40, ha="right")
+    axes.set_ylabel("right, %")
+    axes.set_title(f"{setting_label(setting)} pruned", fontsize=10)
+    axes.grid(alpha=0.3, axis="y")
+    axes.set_axisbelow(True)
+    figure.legend(loc="outside right upper", frameon=False)
+    return figure

@@ -1,0 +1,146 @@
+"""Every method, as the recipe that prunes with it.
+
+All get the same calibration samples in the same order, the same Linears (those of the decoder
+layers) and the same global sparsity; what was reached is written into every cell. Wanda and
+SparseGPT are llm-compressor's own modifiers. A new method is one line in `METHODS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from benchmarks.quality import ecoflap
+from benchmarks.quality.models import QualityModel
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be pruned, and how much.
+
+    Attributes:
+        model: where it comes from.
+        sparsity: share of the weights.
+        structure: "0:0" or "N:M".
+        batches: calibration samples.
+        dense: the model.
+    """
+
+    model: QualityModel
+    sparsity: float
+    structure: str
+    batches: list[dict[str, torch.Tensor]]
+    dense: Any
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method.
+
+    Attributes:
+        name: what the user calls it.
+        title: for tables and figures.
+        modifier: class name of the modifier, of llm-compressor or of this project.
+        fields: its fields, besides sparsity, structure and targets.
+        with_structure: False where N:M leaves nothing of the method: every Linear then has the same
+            sparsity, so a method that only shares the budget out is its score alone.
+        allocate: sparsity of every Linear by name, for methods whose allocation is not part of
+            TAMPModifier.
+    """
+
+    name: str
+    title: str
+    modifier: str
+    fields: Mapping[str, Any]
+    with_structure: bool = True
+    allocate: Callable[[Job], dict[str, float]] | None = None
+
+    def recipe(self, job: Job) -> dict[str, Any]:
+        """The modifier's name and its fields, but for what `allocate` adds.
+
+        A preset is written out, so that results tell which values it had.
+        """
+        modifier = self._modifier(job, {})
+        if self.is_ours:
+            dumped = modifier.model_dump(exclude_defaults=True).items()
+            fields = {name: value for name, value in dumped if value is not None}
+        else:
+            fields = self._given(job)
+        return {"modifier": self.modifier, "sparsity": job.sparsity, **fields}
+
+    def make(self, job: Job) -> Any:
+        """The modifier."""
+        return self._modifier(job, {"allocation": self.allocate(job)} if self.allocate else {})
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is pruned by TAMPModifier."""
+        return self.modifier == "TAMPModifier"
+
+    def _given(self, job: Job) -> dict[str, Any]:
+        same = {"sparsity": job.sparsity, "mask_structure": job.structure, **self.fields}
+        return {**same, **(job.model.fields() if self.is_ours else {"targets": [job.model.layer]})}
+
+    def _modifier(self, job: Job, more: Mapping[str, Any]) -> Any:
+        from llmcompressor.modifiers.pruning import SparseGPTModifier, WandaPruningModifier
+
+        from tamp_modifier import TAMPModifier
+
+        known = {m.__name__: m for m in (TAMPModifier, WandaPruningModifier, SparseGPTModifier)}
+        return known[self.modifier](**self._given(job), **more)
+
+
+def _tamp(name: str, title: str, with_structure: bool = True, **fields: Any) -> Method:
+    return Method(name, title, "TAMPModifier", fields, with_structure)
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        _tamp("magnitude", "magnitude", score="magnitude", allocation="uniform"),
+        Method("wanda", "Wanda", "WandaPruningModifier", {}),
+        Method("sparsegpt", "SparseGPT", "SparseGPTModifier", {}),
+        _tamp("owl", "Wanda + OWL", False, selection="all", allocation="owl"),
+        _tamp("dlp", "Wanda + DLP", False, selection="all", allocation="dlp"),
+        _tamp("atp", "Wanda + ATP", False, selection="all", allocation="atp"),
+        Method(
+            "ecoflap",
+            "ECoFLaP",
+            "TAMPModifier",
+            {"selection": "all"},
+            False,
+            lambda job: ecoflap.allocate(job.model, job.dense, job.batches, job.sparsity),
+        ),
+        _tamp("text", "text tokens only", selection="text", allocation="uniform"),
+        _tamp("atv", "ATV-Pruning", selection="drift", allocation="uniform"),
+        _tamp("amia", "TAMP, AMIA only", allocation="uniform", positive_only=True),
+        _tamp("das", "TAMP, DAS only", False, selection="all", positive_only=True),
+        _tamp("tamp", "TAMP as published", False, positive_only=True),
+        _tamp("best", 'TAMPModifier(preset="best")', preset="best"),
+    )
+}
+
+RIVALS = ("wanda", "sparsegpt", "tamp")
+"""The ones that the preset is tested against. With N:M published TAMP is AMIA alone."""
+
+
+def parse_setting(setting: str) -> tuple[float, str]:
+    """Sparsity and mask structure of "50" (percent) or "2:4".
+
+    Raises:
+        ValueError: something else.
+    """
+    prune, colon, group = setting.partition(":")
+    if colon and prune.isdigit() and group.isdigit() and 0 < int(prune) < int(group):
+        return int(prune) / int(group), setting
+    if setting.isdigit() and 0 < int(setting) < 100:
+        return int(setting) / 100, "0:0"
+    raise ValueError(f"setting must be a sparsity in percent (1 to 99) or N:M, got {setting!r}")
+
+
+def applies(method: Method, setting: str) -> bool:
+    """Whether the method is one of its own at this setting."""
+    return method.with_structure or ":" not in setting

@@ -1,0 +1,237 @@
+"""The models of the benchmark, behind one small interface.
+
+A new model is one subclass of `QualityModel`, listed in `MODELS`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from benchmarks.quality import smollm2
+from benchmarks.quality.cells import TaskItems
+
+EVALUATION_SEED = 0
+"""Methods are tuned on another one."""
+
+
+class QualityModel(ABC):
+    """A model with calibration and evaluation data.
+
+    Attributes:
+        name: what the user calls it.
+        title: for tables and figures.
+        settings: where it is neither unharmed nor destroyed.
+        quick: two of them.
+        samples: calibration samples.
+        layer: class name of its decoder layers.
+
+    Args:
+        data: folder for what has to be fetched.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    settings: ClassVar[tuple[str, ...]]
+    quick: ClassVar[tuple[str, ...]]
+    samples: ClassVar[int]
+    layer: ClassVar[str] = "LlamaDecoderLayer"
+
+    def __init__(self, data: Path) -> None:
+        self.data = data
+
+    def prepare(self, say: Callable[[str], None] = print) -> None:
+        """Fetches what is not in the repository; by default there is nothing to fetch."""
+        say(f"{self.name}: nothing to fetch")
+
+    @abstractmethod
+    def check(self) -> None:
+        """Refuses to go on where weights or data are missing.
+
+        Raises:
+            FileNotFoundError: with what to do about it.
+        """
+
+    @abstractmethod
+    def load(self) -> Any:
+        """A fresh dense model."""
+
+    @abstractmethod
+    def batches(self, seed: int, samples: int) -> list[dict[str, torch.Tensor]]:
+        """Calibration samples, one a batch, always the same for the same seed."""
+
+    @abstractmethod
+    def evaluate(self, model: Any) -> dict[str, TaskItems]:
+        """Answers to all items of all tasks."""
+
+    @abstractmethod
+    def weights(self) -> Path:
+        """The file of the dense weights."""
+
+    def fields(self) -> dict[str, Any]:
+        """Fields of TAMPModifier that this model needs."""
+        return {}
+
+    def processor(self) -> Any:
+        """Tokenizer or processor, which oneshot wants."""
+        return None
+
+    @property
+    @abstractmethod
+    def items(self) -> str:
+        """What is asked, in a few words; part of the identity."""
+
+    @cached_property
+    def identity(self) -> str:
+        """Hash of the weights and of what is asked."""
+        digest = hashlib.sha256(self.weights().read_bytes())
+        digest.update(self.items.encode())
+        return digest.hexdigest()[:16]
+
+    @staticmethod
+    def linears(model: Any) -> dict[str, nn.Linear]:
+        """The Linears of the decoder layers by name: what every method prunes."""
+        names = {id(module): name for name, module in model.named_modules()}
+        layers = model.get_decoder().layers
+        return {names[id(m)]: m for m in layers.modules() if isinstance(m, nn.Linear)}
+
+
+class BoxModel(QualityModel):
+    """The picture model in the box: quick to run, and the effects of modalities show."""
+
+    name = "box"
+    title = "model in the box (pictures and text)"
+    settings = ("50", "60", "70", "2:4")
+    quick = ("60", "70")
+    samples = 32
+    per_task = 30
+
+    @property
+    def items(self) -> str:
+        return f"{self.per_task} questions a task, evaluation seed {EVALUATION_SEED}"
+
+    def weights(self) -> Path:
+        from tamp_modifier.demo.evaluation import MODEL_FOLDER
+
+        return MODEL_FOLDER / "model.safetensors"
+
+    def check(self) -> None:
+        if not self.weights().is_file():
+            raise FileNotFoundError(f"the model in the box is missing: {self.weights()}")
+
+    def load(self) -> Any:
+        from tamp_modifier.demo.evaluation import load_model
+
+        # bfloat16 as stored: twice as fast where the processor has units for it.
+        return load_model(dtype=torch.bfloat16)
+
+    @cached_property
+    def _processor(self) -> Any:
+        from tamp_modifier.demo.evaluation import load_processor
+
+        return load_processor()
+
+    def processor(self) -> Any:
+        return self._processor
+
+    def batches(self, seed: int, samples: int) -> list[dict[str, torch.Tensor]]:
+        from tamp_modifier.demo.evaluation import calibration_samples
+
+        return calibration_samples(samples, seed, self._processor)
+
+    def evaluate(self, model: Any) -> dict[str, TaskItems]:
+        from tamp_modifier.demo.evaluation import evaluate_items
+
+        answers = evaluate_items(model, self._processor, self.per_task, seed=EVALUATION_SEED)
+        return {
+            task: TaskItems.from_values(right.tolist(), [1] * len(right), nll.tolist())
+            for task, (right, nll) in answers.items()
+        }
+
+
+class SmolLM2(QualityModel):
+    """A real language model on running text. Accuracy is that of the next token."""
+
+    name = "smollm2"
+    title = "SmolLM2-135M-Instruct (text)"
+    settings = ("20", "30", "40", "50", "2:4")
+    quick = ("40", "50")
+    samples = 32
+    windows = 24
+
+    @property
+    def items(self) -> str:
+        return f"{self.windows} windows of {smollm2.WINDOW} tokens a text"
+
+    def prepare(self, say: Callable[[str], None] = print) -> None:
+        smollm2.prepare(self.data / self.name, say)
+
+    def weights(self) -> Path:
+        return self.data / self.name / "model" / "model.safetensors"
+
+    def check(self) -> None:
+        if not smollm2.is_ready(self.data / self.name):
+            raise FileNotFoundError(
+                f"SmolLM2 and its texts are not in {self.data / self.name}; fetch them with "
+                f"python -m benchmarks.quality --prepare --data {self.data}"
+            )
+
+    def load(self) -> Any:
+        from transformers import AutoModelForCausalLM
+
+        folder = self.weights().parent
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.bfloat16, local_files_only=True
+        ).eval()
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.weights().parent, local_files_only=True)
+
+    def processor(self) -> Any:
+        return self._tokenizer
+
+    def batches(self, seed: int, samples: int) -> list[dict[str, torch.Tensor]]:
+        folder = self.data / self.name
+        ids = smollm2.windows(folder, smollm2.CALIBRATION_FILES, self._tokenizer, samples, seed)
+        return [
+            {"input_ids": row[None], "attention_mask": torch.ones_like(row[None])} for row in ids
+        ]
+
+    def texts(self) -> dict[str, torch.Tensor]:
+        """Evaluation windows, task -> [windows, WINDOW]."""
+        folder, count = self.data / self.name, self.windows
+        return {
+            "constitution": smollm2.windows(
+                folder, ("us-constitution", "us-declaration"), self._tokenizer, count, None
+            ),
+            "fortunes": smollm2.windows(
+                folder, smollm2.EVALUATION_FILES, self._tokenizer, count, EVALUATION_SEED
+            ),
+        }
+
+    @torch.inference_mode()
+    def evaluate(self, model: Any) -> dict[str, TaskItems]:
+        found = {}
+        for task, rows in self.texts().items():
+            right, nll = [], []
+            for batch in rows.split(4):
+                logits = model(input_ids=batch, use_cache=False).logits[:, :-1].float()
+                wanted = batch[:, 1:]
+                right += (logits.argmax(-1) == wanted).sum(1).tolist()
+                loss = -logits.log_softmax(-1).gather(-1, wanted[..., None])[..., 0]
+                nll += loss.mean(1).tolist()
+            found[task] = TaskItems.from_values(right, [rows.shape[1] - 1] * len(rows), nll)
+        return found
+
+
+MODELS: dict[str, type[QualityModel]] = {model.name: model for model in (BoxModel, SmolLM2)}

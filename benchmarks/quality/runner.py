@@ -1,0 +1,153 @@
+"""Runs the cells that are missing, one after the other, and writes each as soon as it is done."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from benchmarks.quality.cells import DENSE, Cell, check_same, path_of, save
+from benchmarks.quality.methods import METHODS, Job, applies, parse_setting
+from benchmarks.quality.models import QualityModel
+
+PACKAGES = ("torch", "transformers", "llmcompressor", "tamp-modifier")
+
+Plan = tuple[QualityModel, str, str, int]
+"""Model, method, setting, calibration seed."""
+
+
+def plan(
+    models: Iterable[QualityModel],
+    methods: Sequence[str],
+    settings: Sequence[str] | None,
+    seeds: Sequence[int],
+    quick: bool = False,
+) -> list[Plan]:
+    """All cells, in an order in which every seed is complete before the next one begins.
+
+    Args:
+        models: the models.
+        methods: names of `METHODS`.
+        settings: of all models; None takes those of each.
+        seeds: calibration seeds.
+        quick: take the quick settings of each model.
+    """
+    cells: list[Plan] = []
+    for model in models:
+        cells.append((model, DENSE, "0", 0))
+        mine = settings or (model.quick if quick else model.settings)
+        cells += [
+            (model, name, setting, seed)
+            for seed in seeds
+            for setting in mine
+            for name in methods
+            if applies(METHODS[name], setting)
+        ]
+    return cells
+
+
+def run(cells: Sequence[Plan], folder: Path, say: Callable[[str], None]) -> None:
+    """Runs the cells that have no file yet. All files that are there are checked before any work.
+
+    Raises:
+        ResultError: a file of another version, other weights or another recipe.
+        FileNotFoundError: weights or data of a model are missing.
+    """
+    for model in dict.fromkeys(model for model, *_ in cells):
+        model.check()
+    missing = []
+    for model, method, setting, seed in cells:
+        path = path_of(folder, (model.name, method, setting, seed))
+        if path.exists():
+            job = _job(model, setting, [], None)
+            recipe = {} if method == DENSE else METHODS[method].recipe(job)
+            check_same(path, model.identity, model.samples, recipe)
+        else:
+            missing.append((model, method, setting, seed))
+    say(f"{len(cells)} cells, {len(cells) - len(missing)} are done")
+    for number, (model, method, setting, seed) in enumerate(missing, 1):
+        cell = measure(model, method, setting, seed)
+        save(folder, cell)
+        right = sum(sum(t.right) for t in cell.tasks.values())
+        of = sum(sum(t.of) for t in cell.tasks.values())
+        nll = sum(sum(t.nll) / len(t.nll) for t in cell.tasks.values()) / len(cell.tasks) / 1e3
+        say(
+            f"{number}/{len(missing)} {model.name} {method} {setting} seed {seed}: "
+            f"{100 * right / of:.1f} % right, NLL {nll:.3f}, {100 * cell.reached:.2f} % zeros, "
+            f"pruned in {cell.cpu_seconds:.1f} s"
+        )
+
+
+def measure(model: QualityModel, method: str, setting: str, seed: int) -> Cell:
+    """Prunes a fresh model and asks it everything."""
+    from tamp_modifier.demo.run import quiet
+
+    with quiet():
+        pruned = model.load()
+        recipe: dict[str, Any] = {}
+        seconds = 0.0
+        if method != DENSE:
+            job = _job(model, setting, model.batches(seed, model.samples), pruned)
+            recipe = METHODS[method].recipe(job)
+            begin = time.process_time()
+            prune(job, method)
+            seconds = time.process_time() - begin
+        tasks = model.evaluate(pruned)
+        weights = [linear.weight for linear in model.linears(pruned).values()]
+    zeros = sum(int((weight == 0).sum()) for weight in weights)
+    return Cell(
+        model=model.name,
+        method=method,
+        setting=setting,
+        seed=seed,
+        identity=model.identity,
+        samples=model.samples,
+        recipe=recipe,
+        reached=round(zeros / sum(weight.numel() for weight in weights), 6),
+        cpu_seconds=round(seconds, 1),
+        machine=processor_name(),
+        date=datetime.now(timezone.utc).date().isoformat(),
+        versions={name: version(name) for name in PACKAGES},
+        tasks=tasks,
+    )
+
+
+def prune(job: Job, method: str) -> None:
+    """Prunes the model of a job in place."""
+    from llmcompressor import oneshot
+
+    torch.manual_seed(0)
+    modifier = METHODS[method].make(job)
+    batches: Any = job.batches
+    oneshot(
+        model=job.dense,
+        processor=job.model.processor(),
+        dataset=DataLoader(batches, batch_size=None),
+        recipe=[modifier],
+        num_calibration_samples=len(job.batches),
+        shuffle_calibration_samples=False,
+        sequential_targets=[job.model.layer],
+    )
+
+
+def _job(model: QualityModel, setting: str, batches: list[Any], dense: Any) -> Job:
+    sparsity, structure = parse_setting(setting) if setting != "0" else (0.0, "0:0")
+    return Job(model, sparsity, structure, batches, dense)
+
+
+def processor_name() -> str:
+    """What the processor calls itself."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.machine()

