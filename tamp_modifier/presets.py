@@ -10,7 +10,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "best": {
         "score": "sparsegpt",
         "score_options": {"refit": 16},
-        "selection": "all",
+        "selection": "balanced",
         "allocation": "das",
     },
 }

@@ -240,6 +240,7 @@ def test_rules_have_their_names_and_needs() -> None:
         "all": False,
         "text": False,
         "drift": False,
+        "balanced": False,
     }
     assert all(rule.name == name for name, rule in SELECTIONS.items())
 
