@@ -12,6 +12,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "score_options": {"refit": 16},
         "selection": "balanced",
         "allocation": "das",
+        "allocation_options": {"numel_power": 0.5},
     },
 }
 """The values of docs/quality.md: "best" is what keeps the most in `make bench-quality`."""
