@@ -117,7 +117,7 @@ bench-kernels: $(SERVE_STAMP) ## one Linear: the sparse kernel against torch, on
 
 .PHONY: bench-serving
 bench-serving: $(SERVE_STAMP) ## memory and speed of vLLM, dense against sparse
-	@$(SERVE_BIN)/python benchmarks/serving.py --output output/bench-serving.json
+	@$(SERVE_BIN)/python -m benchmarks.serving --output output/bench-serving.json
 
 .PHONY: smolav
 smolav: $(STAMP) ## build SmolAV, the benchmark model that sees and hears, in runs/smolav (fetches 300 MB once)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -17,23 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-RUNNER = Path(__file__).parent / "runner.py"
-
-
-def environment(plugin: bool) -> dict[str, str]:
-    """Environment of a vLLM process, with or without the plugin."""
-    changes = {
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",  # apply_model takes a function
-        "VLLM_HOST_IP": "127.0.0.1",
-    }
-    environ = os.environ | changes
-    if not plugin:
-        environ["VLLM_PLUGINS"] = ""
-    return environ
+from benchmarks.serving.process import end_process, environment, run_limited
 
 
 def run_jobs(
@@ -61,36 +43,14 @@ def run_jobs(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "jobs.json").write_text(json.dumps(jobs))
     results = folder / "results.json"
-    command = [sys.executable, str(RUNNER), str(folder / "jobs.json"), str(results)]
-    with open(folder / "log.txt", "w") as log:
-        process = subprocess.Popen(
-            command,
-            env=environment(plugin) | (environ or {}),
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(limit)
-        _end(process)
+    command = [sys.executable, "-m", "tests.serving.runner"]
+    command += [str(folder / "jobs.json"), str(results)]
+    status = run_limited(command, environment(plugin) | (environ or {}), folder / "log.txt", limit)
     found = json.loads(results.read_text()) if results.exists() else []
     if len(found) != len(jobs):
         tail = (folder / "log.txt").read_text()[-3000:]
-        raise RuntimeError(
-            f"{len(found)} of {len(jobs)} jobs ran, exit {process.returncode}\n{tail}"
-        )
+        raise RuntimeError(f"{len(found)} of {len(jobs)} jobs ran, exit {status}\n{tail}")
     return found
-
-
-def _end(process: subprocess.Popen[Any]) -> None:
-    """End a process and its children, all in one session of their own."""
-    for sent, seconds in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, sent)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(seconds)
-            if sent == signal.SIGKILL:
-                return
 
 
 def _free_port() -> int:
@@ -148,9 +108,9 @@ def serve(model: Path, folder: Path, limit: float = 500) -> Iterator[Server]:
         )
     try:
         server = Server(f"http://127.0.0.1:{port}")
-        end = time.monotonic() + limit
+        deadline = time.monotonic() + limit
         while True:
-            if process.poll() is not None or time.monotonic() > end:
+            if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"the server did not start\n{log.read_text()[-3000:]}")
             with contextlib.suppress(urllib.error.URLError, ConnectionError):
                 urllib.request.urlopen(f"{server.url}/health", timeout=5).close()
@@ -158,4 +118,4 @@ def serve(model: Path, folder: Path, limit: float = 500) -> Iterator[Server]:
             time.sleep(0.5)
         yield server
     finally:
-        _end(process)
+        end_process(process)

@@ -1,4 +1,4 @@
-"""Runs vLLM in a process of its own: ``python runner.py JOBS RESULTS``.
+"""Runs vLLM in a process of its own: ``python -m tests.serving.runner JOBS RESULTS``.
 
 JOBS is a JSON list, one entry an engine: ``{"model": DIR, "options": {...}, "prompts": [...]}``. A
 prompt is text or ``{"text": ..., "picture": PATH}``. RESULTS gets, for each job, the generated
@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import gc
 import json
-import logging
 import os
 import sys
-import threading
-import time
 import traceback
 from pathlib import Path
 from typing import Any
+
+from benchmarks.serving.process import watch_load
 
 SMALL = {
     "dtype": "bfloat16",
@@ -26,38 +25,6 @@ SMALL = {
     "enforce_eager": True,
     "disable_log_stats": True,
 }
-
-
-def anonymous_bytes() -> int:
-    """Resident memory of this process without mapped files, such as the checkpoint's."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("/proc/self/status has no RssAnon")
-
-
-class LoadingMemory:
-    """Measures memory while vLLM loads weights; its log tells when that begins and ends."""
-
-    def __init__(self) -> None:
-        self.before = self.peak = self.after = 0
-        self._running = False
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Start at the built model, stop at the loaded one."""
-        message = record.getMessage()
-        if message.startswith("Initializing model took"):
-            self.before = self.peak = anonymous_bytes()
-            self._running = True
-            threading.Thread(target=self._watch, daemon=True).start()
-        elif message.startswith("Loading weights took"):
-            self._running = False
-            self.after = anonymous_bytes()
-
-    def _watch(self) -> None:
-        while self._running:
-            self.peak = max(self.peak, anonymous_bytes())
-            time.sleep(0.001)
 
 
 def weight_report(model: Any) -> dict[str, Any]:
@@ -77,24 +44,12 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     from PIL import Image
     from vllm import LLM, SamplingParams
 
-    memory = LoadingMemory()
-    # Handlers would be lost: vLLM configures its loggers anew while it starts.
-    factory = logging.getLogRecordFactory()
-
-    def observed(*args: Any, **kwargs: Any) -> logging.LogRecord:
-        record = factory(*args, **kwargs)
-        memory.emit(record)
-        return record
-
-    logging.setLogRecordFactory(observed)
-    try:
+    with watch_load() as load:
         llm = LLM(model=job["model"], **(SMALL | job.get("options", {})))
-    finally:
-        logging.setLogRecordFactory(factory)
     result: dict[str, Any] = {
         "quantization": llm.llm_engine.model_config.quantization,
-        "peak": memory.peak - memory.before,
-        "kept": memory.after - memory.before,
+        "peak": load.peak - load.built,
+        "kept": load.loaded - load.built,
     }
     if "tensor_parallel_size" not in job.get("options", {}):
         result["linears"] = llm.apply_model(weight_report)[0]
