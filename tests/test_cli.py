@@ -8,9 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tamp_modifier import cli
 from tamp_modifier.report import PruningReport
+from tamp_modifier.sparse import read_marker
+from tamp_modifier.sparse.checkpoint import read_config
 from tests.test_report import make_report
 
 
@@ -115,6 +119,14 @@ def test_demo_prunes_compares_and_draws(tmp_path: Path) -> None:
         assert f"{100 * result['reached']:.2f}" in done.stdout
     for name in ("retention.png", "das_sparsity.png"):
         assert (tmp_path / "out" / name).stat().st_size > 10_000
+    marker = read_marker(read_config(tmp_path / "out" / "tamp-50"))
+    assert marker is not None and marker["layout"] == "dense"
+    weights = load_file(tmp_path / "out" / "tamp-50" / "model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
+    pruned = [w for name, w in weights.items() if "language_model" in name and "_proj." in name]
+    zeros = sum(int((weight == 0).sum()) for weight in pruned)
+    assert zeros / sum(weight.numel() for weight in pruned) == pytest.approx(0.5, abs=0.001)
+    assert (tmp_path / "out" / "tamp-50" / "processor_config.json").is_file()
     report = PruningReport.load(tmp_path / "out" / "tamp-60.json")
     assert report.reached_sparsity == pytest.approx(0.6, abs=0.001)
     assert report.samples == 4 and report.token_types

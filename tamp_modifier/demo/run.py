@@ -7,8 +7,10 @@ order. Wanda is llm-compressor's own modifier on the same Linears.
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
+import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -31,6 +33,8 @@ FORMAT = "tamp-demo"
 FORMAT_VERSION = 1
 DECODER_LAYER = "LlamaDecoderLayer"
 METHODS = ("Wanda", "TAMP")
+SAVED = ("TAMP", 0.5, "0:0")
+"""The run whose model is kept: what ``make serve`` serves."""
 SETTINGS = ((0.5, "0:0"), (0.6, "0:0"), (0.7, "0:0"), (0.5, "2:4"))
 SEED = 0
 
@@ -82,7 +86,8 @@ def run_demo(
     """Runs the whole comparison, prints the table and writes JSON, figures and reports.
 
     Args:
-        output: Folder for ``demo.json``, ``retention.png``, ``das_sparsity.png`` and the reports.
+        output: Folder for ``demo.json``, ``retention.png``, ``das_sparsity.png``, the reports and
+            the checkpoint of `SAVED`.
         samples: Calibration samples, one picture with one question each.
         items: Evaluation questions per task.
         folder: The model; by default the one in the box.
@@ -108,6 +113,7 @@ def run_demo(
     steps = [(method, *setting) for setting in SETTINGS for method in METHODS]
     runs: list[Run] = []
     reports: dict[str, PruningReport] = {}
+    paths: list[Path] = []
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -130,6 +136,9 @@ def run_demo(
             with quiet():
                 model = evaluation.load_model(folder)
                 seconds = prune(model, method, sparsity, structure, loader, report_path.as_posix())
+            if (method, sparsity, structure) == SAVED:
+                with quiet():
+                    paths.append(save(model, processor, report_path.with_suffix("")))
             progress.update(task, description=f"{name}: asking questions")
             with quiet():
                 scores = evaluation.evaluate(model, processor, items)
@@ -155,7 +164,7 @@ def run_demo(
         "versions": {name: version(name) for name in ("torch", "transformers", "llmcompressor")},
         "runs": [run.to_dict() for run in runs],
     }
-    paths = [write_json(output / "demo.json", data)]
+    paths.append(write_json(output / "demo.json", data))
     paths += draw(runs, reports, output)
     for path in paths:
         console.print(f"wrote {path}", highlight=False, soft_wrap=True)
@@ -203,6 +212,23 @@ def prune(
         sequential_targets=[DECODER_LAYER],
     )
     return time.perf_counter() - begin
+
+
+def save(model: Any, processor: Any, folder: Path) -> Path:
+    """Write a checkpoint in bfloat16, whole or not at all; one that is there is replaced.
+
+    The model itself stays as it is. Pruning only sets weights to zero, so bfloat16, in which they
+    were stored, holds them exactly.
+    """
+    import torch
+
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    copy.deepcopy(model).to(torch.bfloat16).save_pretrained(partial)
+    processor.save_pretrained(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    return folder
 
 
 def decoder_linears(model: Any) -> dict[str, Any]:

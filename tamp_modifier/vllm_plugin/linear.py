@@ -42,7 +42,7 @@ class Summary:
         self.kept_bytes += dense_bytes if packed_bytes is None else packed_bytes
         if self.loaded == self.expected:
             logger.info(
-                "%d of %d pruned Linears are served sparse: %.1f MiB instead of %.1f MiB",
+                "%d of %d Linears are served sparse: %.1f MiB instead of %.1f MiB",
                 self.packed,
                 self.loaded,
                 self.kept_bytes / 2**20,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import shlex
 import socket
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.serving.process import end_process, environment, run_limited
+from benchmarks.serving.process import ROOT, end_process, environment, run_limited
 
 
 def run_jobs(
@@ -75,7 +76,6 @@ class Server:
             )
         content.append({"type": "text", "text": text})
         body = {
-            "model": "pruned",
             "messages": [{"role": "user", "content": content}],
             "temperature": 0,
             "logprobs": True,
@@ -89,16 +89,28 @@ class Server:
             return json.load(response)["choices"][0]
 
 
+def documented_command(model: Path, port: int) -> list[str]:
+    """What ``make serve`` runs once its environment and model stand, for another model and port."""
+    variables = [f"DEMO_MODEL={model}", f"PORT={port}"]
+    stamp = ".venv-serve/.installed"
+    done = subprocess.run(
+        ["make", "--dry-run", "--no-print-directory", f"--old-file={stamp}", *variables, "serve"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    _, *arguments = shlex.split(done.stdout.replace("\\\n", " "))
+    return [sys.executable, *arguments]
+
+
 @contextlib.contextmanager
 def serve(model: Path, folder: Path, limit: float = 500) -> Iterator[Server]:
-    """The command of the documentation on a free port of 127.0.0.1, ended afterwards."""
+    """``make serve`` of a model on a free port of 127.0.0.1, ended afterwards."""
     folder.mkdir(parents=True, exist_ok=True)
     port = _free_port()
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
-    command += ["--model", str(model), "--served-model-name", "pruned"]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "bfloat16"]
-    command += ["--max-model-len", "256", "--max-num-seqs", "4", "--enforce-eager"]
-    command += ["--kv-cache-memory-bytes", "64M"]
+    command = documented_command(model, port)
     environ = environment(plugin=True)
     del environ["VLLM_ENABLE_V1_MULTIPROCESSING"]  # as users run it: the engine in a child
     log = folder / "server.txt"

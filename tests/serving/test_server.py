@@ -1,7 +1,9 @@
-"""A real OpenAI-compatible server on 127.0.0.1, started with the command of the documentation."""
+"""A real OpenAI-compatible server on 127.0.0.1, started as ``make serve`` does."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.serving.process import ROOT
 from tests.serving.harness import Server, serve
 
 
@@ -37,3 +40,18 @@ def test_text_and_pictures_are_answered_as_in_process(
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(ask, asked)) == [expected[index] for index in asked]
+
+
+def test_the_documented_question_is_answered(
+    server: Server, questions: list[dict[str, str]], served: dict[str, dict[str, Any]]
+) -> None:
+    entry, output = questions[0], served["box"]["outputs"][0]
+    options = [entry["question"], "--picture", entry["picture"], "--url", f"{server.url}/v1"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "serving" / "ask.py"), *options],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].split() == ["answer:", *output["text"].split()]
