@@ -41,6 +41,7 @@ def weight_report(model: Any) -> dict[str, Any]:
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
     """Build one engine and generate."""
+    import torch
     from PIL import Image
     from vllm import LLM, SamplingParams
 
@@ -50,6 +51,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         "quantization": llm.llm_engine.model_config.quantization,
         "peak": load.peak - load.built,
         "kept": load.loaded - load.built,
+        "threads": torch.get_num_threads(),
     }
     if "tensor_parallel_size" not in job.get("options", {}):
         result["linears"] = llm.apply_model(weight_report)[0]

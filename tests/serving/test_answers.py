@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,21 @@ def test_two_ranks_answer_like_one(
     (answer,) = run_jobs([job], work / "ranks", environ=environ)
     assert "error" not in answer, answer["error"]
     assert answer["quantization"] == "tamp_sparse"
+    assert_same(answer, served["llama"])
+
+
+def test_two_bound_threads_answer_like_one(
+    checkpoints: dict[str, Path], served: Answers, work: Path
+) -> None:
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    environ = {
+        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
+        "OMP_NUM_THREADS": str(len(cores)),
+    }
+    job = {"model": str(checkpoints["llama"]), "prompts": TEXTS}
+    (answer,) = run_jobs([job], work / "threads", environ=environ)
+    assert "error" not in answer, answer["error"]
+    assert answer["threads"] == len(cores)
     assert_same(answer, served["llama"])
 
 
