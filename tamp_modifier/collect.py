@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -125,6 +126,18 @@ class SelectionCollector:
             return []
         kept = self._indices[name]
         return [kept[sample].tolist() if sample in kept else [] for sample in range(samples)]
+
+    def record(self, name: str) -> dict[str, Any]:
+        """What was selected for a Linear, as JSON values."""
+        indices = self._indices.get(name)
+        kept = None if indices is None else [[s, t.tolist()] for s, t in indices.items()]
+        return {"counts": self._counts.get(name), "indices": kept}
+
+    def recall(self, name: str, record: Mapping[str, Any]) -> None:
+        """Takes in what :meth:`record` told of a Linear in an earlier run."""
+        self._counts[name] = record["counts"] or []
+        if record["indices"] is not None:
+            self._indices[name] = {s: torch.tensor(t) for s, t in record["indices"]}
 
     def _statistics(self, where: dict[str, Statistics], activations: Activations) -> Statistics:
         name = activations.target.name

@@ -11,6 +11,7 @@ from llmcompressor.core import Event, State, create_session
 from llmcompressor.modifiers import Modifier
 from llmcompressor.pipelines.registry import CalibrationPipeline
 
+from tamp_modifier import progress
 from tamp_modifier.batches import RepeatableLoader
 from tamp_modifier.observer import Observer
 
@@ -20,12 +21,20 @@ class _Observe(Modifier):
 
     requires_calibration_data: bool = True
     observer: Any
+    layers: int
+    done: int = 0
 
     def on_initialize(self, state: State, **kwargs: Any) -> bool:
         return True
 
     def on_calibration_start(self, state: State, event: Event, **kwargs: Any) -> None:
         self.observer.register(state.model, self.register_hook)
+
+    def on_sequential_epoch_end(  # type: ignore[override]
+        self, state: State, event: Event, **kwargs: Any
+    ) -> None:
+        self.done += 1
+        progress.tell("dense pass", min(self.done, self.layers), self.layers)
 
     def on_calibration_end(self, state: State, event: Event, **kwargs: Any) -> None:
         self.remove_hooks()
@@ -53,12 +62,14 @@ def run_dense_pass(
         pipeline: "sequential" or "basic".
         tracing_ignore: function names that tracing skips, besides the default ones.
     """
-    arguments = DatasetArguments(sequential_targets=sorted(layer_classes), propagate_error=False)
+    classes = set(layer_classes)
+    layers = sum(type(module).__name__ in classes for module in model.modules())
+    arguments = DatasetArguments(sequential_targets=sorted(classes), propagate_error=False)
     arguments.tracing_ignore = [*arguments.tracing_ignore, *tracing_ignore]
     with create_session() as session:
         session.initialize(
             model=model,
-            recipe=[_Observe(observer=observer)],  # type: ignore[arg-type]
+            recipe=[_Observe(observer=observer, layers=layers)],  # type: ignore[arg-type]
             calib_data=loader,
             copy_data=False,
         )

@@ -113,6 +113,9 @@ class TAMPModifier(Modifier):
         dense_pipeline: pipeline of the dense pass; "basic" for models that cannot be traced.
         tracing_ignore: further function names that tracing skips in the dense pass.
         report_path: where the JSON report goes, a path that ends in ".json"; none by default.
+        resume_path: a folder where every finished decoder layer is kept, so that a run that was
+            killed goes on when it is started again; see `resume`. Remove it when the model is
+            saved. With ``one_pass`` nothing is finished before the end.
 
     Raises:
         ValueError: a field out of range; a model, targets or data that cannot be pruned as asked.
@@ -144,6 +147,7 @@ class TAMPModifier(Modifier):
     dense_pipeline: Literal["sequential", "basic"] = "sequential"
     tracing_ignore: list[str] = Field(default_factory=list)
     report_path: str | None = None
+    resume_path: str | None = None
 
     _run: PruningRun | None = PrivateAttr(default=None)
 

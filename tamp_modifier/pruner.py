@@ -88,6 +88,22 @@ class Pruner:
             self.reached |= reached
 
     @torch.no_grad()
+    def put(self, target: Target, weight: torch.Tensor) -> None:
+        """Puts in the pruned weight of an earlier run, which has checked it."""
+        if self._keep_removed:
+            with align_module_device(target.module):
+                dense = target.module.weight.detach().cpu().clone()
+            removed = dense[weight.cpu() == 0] if self._score.keeps_weights else dense
+            self._removed.append((target, removed))
+        update_offload_parameter(target.module, "weight", weight)
+        self.reached[target.name] = weight_sparsity(weight)
+
+    @property
+    def keeps_weights(self) -> bool:
+        """Whether the weights that stay are as they were."""
+        return self._score.keeps_weights
+
+    @torch.no_grad()
     def undo(self) -> None:
         """Brings all weights back that were kept."""
         for target, removed in self._removed:

@@ -63,7 +63,7 @@ def build_report(
         reached_sparsity=weighted_sparsity(linears.values()),
         mask_structure=settings["mask_structure"],
         settings=dict(settings),
-        versions={name: _version(name) for name in PACKAGES},
+        versions={name: installed_version(name) for name in PACKAGES},
         seed=torch.initial_seed(),
         samples=samples,
         tokens=count_tokens(batches),
@@ -73,7 +73,8 @@ def build_report(
     )
 
 
-def _version(package: str) -> str:
+def installed_version(package: str) -> str:
+    """Version of an installed package, or "not installed"."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -11,6 +11,7 @@ from llmcompressor.core import active_session
 from llmcompressor.modifiers import Modifier
 from loguru import logger
 
+from tamp_modifier import progress
 from tamp_modifier.allocation import explicit_allocation
 from tamp_modifier.batches import (
     RepeatableLoader,
@@ -24,13 +25,14 @@ from tamp_modifier.budget import some
 from tamp_modifier.collect import SelectionCollector
 from tamp_modifier.collect_drift import DriftCollector
 from tamp_modifier.dense_pass import run_dense_pass
-from tamp_modifier.distributed import agree, all_of, any_of, assign_owners
+from tamp_modifier.distributed import agree, all_of, any_of, assign_owners, ranks
 from tamp_modifier.drift import DriftSelection
 from tamp_modifier.measure import DiversityCollector, Measurement, measurement_for
 from tamp_modifier.observer import Activations, Observer, RegisterHook
 from tamp_modifier.pruner import Pruner
-from tamp_modifier.recording import build_report
+from tamp_modifier.recording import PACKAGES, build_report, installed_version
 from tamp_modifier.report import PruningReport
+from tamp_modifier.resume import Resume, SavedMeasurement, fingerprint
 from tamp_modifier.rules import Allocation
 from tamp_modifier.targets import Target, check_columns, find_decoder_layers, find_targets
 
@@ -93,6 +95,7 @@ class PruningRun:
             isinstance(self._measurement, DiversityCollector) and selection.name != "drift"
         )
         self._pruner = Pruner(score, keep_removed=not checked_before)
+        self._resume = Resume(fields.resume_path) if fields.resume_path is not None else None
 
     @property
     def finished(self) -> bool:
@@ -114,16 +117,21 @@ class PruningRun:
             logger.warning(
                 f"no calibration sample has a token of {self._ids}: everything is pruned as text"
             )
+        if self._resume is not None:
+            self._open(self._resume, loader)
         collectors = [self._selected.collect]
         if self._measurement is not None and self._fields.one_pass:
             collectors.append(self._measurement.collect)
         elif self._measurement is not None:
-            self._measure(loader, self._measurement)
+            if not isinstance(self._measurement, SavedMeasurement):
+                self._measure(loader, self._measurement)
             self._timings["dense_pass"] = time.perf_counter() - start
             self._allocate()
         loader.rewind()
         self._observer = self._observe(collectors, self._needs_attention, self._selected)
         self._observer.register(self._model, register_hook)
+        if self._resume is not None:
+            self._resume.watch(self._targets, register_hook)
         self._tell_missing_attention()
         self._started = self._layer_started = time.perf_counter()
 
@@ -175,6 +183,29 @@ class PruningRun:
             self._timings,
         )
 
+    def _open(self, resume: Resume, loader: RepeatableLoader) -> None:
+        """Finds what an earlier run of the same kind has finished, the dense pass first of all.
+
+        Raises:
+            ValueError: what it finds is of another run, or there are several processes.
+        """
+        if ranks() > 1:
+            raise ValueError("resume_path is for runs of one process; leave it out with torchrun")
+        resume.open(
+            fingerprint(
+                self._model,
+                loader,
+                self._fields.model_dump(
+                    exclude={*Modifier.model_fields, "report_path", "resume_path"}
+                ),
+                {name: installed_version(name) for name in PACKAGES},
+            )
+        )
+        if self._measurement is not None and not self._fields.one_pass:
+            self._measurement = resume.load_measurement() or self._measurement
+        if resume.finished:
+            logger.info(f"TAMP goes on after {len(resume.finished)} Linears of an earlier run")
+
     def _measure(self, loader: RepeatableLoader, measurement: Measurement) -> None:
         """Runs the dense pass."""
         assert self._rule is not None
@@ -194,6 +225,8 @@ class PruningRun:
         measurement.join()
         self._refuse_unseen(measurement)
         self._refuse_not_finite(self._targets, measurement)
+        if self._resume is not None:
+            self._resume.save_measurement(measurement, list(self._numel))
 
     def _allocate(self) -> None:
         """Shares the budget out."""
@@ -221,6 +254,9 @@ class PruningRun:
         return {t.name: depths[t.layer] for t in self._targets if t.layer is not None}
 
     def _prune_ready(self) -> None:
+        if self._resume is not None:
+            restored = self._resume.restore_passed(self._targets, self._pruner, self._selected)
+            self._tell_progress(restored)
         seen = any_of(
             name
             for name in self._numel
@@ -238,7 +274,14 @@ class PruningRun:
             self._pruner.prune_layer(
                 members, statistics, self._sparsities, self._patterns, owners
             )
+            if self._resume is not None:
+                self._resume.save_layer(members, self._selected, self._pruner.keeps_weights)
             self._log_layer(layer, members)
+            self._tell_progress(members)
+
+    def _tell_progress(self, pruned: list[Target]) -> None:
+        if pruned:
+            progress.tell("pruning", len(self._pruner.reached), len(self._targets))
 
     def _log_layer(self, layer: str, members: list[Target]) -> None:
         now = time.perf_counter()
@@ -261,8 +304,9 @@ class PruningRun:
             for collect in collectors:
                 collect(activations)
 
+        finished = self._resume.finished if self._resume is not None else set()
         return Observer(
-            self._targets,
+            [target for target in self._targets if target.name not in finished],
             self._layers,
             self._batches,
             lambda: active_session().state.current_batch_idx,

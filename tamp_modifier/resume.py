@@ -1,0 +1,280 @@
+"""Keeps what a pruning run has finished on disk, so that a run that was killed can go on.
+
+The folder holds
+
+- ``run.json``: what the run is of: a digest of the model, one of the calibration batches, the
+  modifier's fields, and the versions of the packages. A run that differs is refused.
+- ``dense_pass.json``: what the dense pass measured, once it is complete.
+- ``00000.safetensors`` and so on: the Linears of one decoder layer each, pruned, with what the
+  report tells of them. Where pruning only sets weights to zero, one bit a weight is enough.
+
+Every file appears whole or not at all. A run that goes on passes its samples through the finished
+layers again, as their outputs are the inputs of the next, but collects nothing there and prunes
+nothing anew; so it ends with the same bits as one that was never killed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from compressed_tensors.utils import align_module_device
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from tamp_modifier.collect import SelectionCollector
+from tamp_modifier.diversity import Pair
+from tamp_modifier.measure import Measurement
+from tamp_modifier.observer import Activations, RegisterHook
+from tamp_modifier.pruner import Pruner
+from tamp_modifier.report import write_json
+from tamp_modifier.targets import Target
+
+VALUES = 4096
+"""Values of every parameter that enter the digest of a model, evenly spread."""
+
+
+class ResumeError(ValueError):
+    """Finished layers that belong to another run."""
+
+
+class Resume:
+    """The finished part of one pruning run.
+
+    Args:
+        folder: where it is kept; made if need be.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self._folder = Path(folder)
+        self._finished: dict[str, Path] = {}
+        self._passed: set[str] = set()
+
+    @property
+    def finished(self) -> set[str]:
+        """Names of the Linears that an earlier run has pruned."""
+        return set(self._finished)
+
+    def open(self, fingerprint: Mapping[str, Any]) -> None:
+        """Finds what an earlier run of the same kind has finished.
+
+        Raises:
+            ResumeError: the folder belongs to another run; tells in what they differ.
+        """
+        # As JSON gives it back, so that tuples and lists compare.
+        now = json.loads(json.dumps(fingerprint))
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / "run.json"
+        if not path.exists():
+            if any(self._folder.iterdir()):
+                raise ResumeError(
+                    f"{self._folder} has files in it, but none of a run of tamp-modifier"
+                )
+            write_json(path, now)
+            return
+        before = json.loads(path.read_text(encoding="utf-8"))
+        different = _differences(before, now)
+        if different:
+            raise ResumeError(
+                f"{self._folder} is of another run: {'; '.join(different)}. Remove it to start "
+                "anew, or run as before to go on"
+            )
+        for file in sorted(self._folder.glob("*.safetensors")):
+            with safe_open(file, "pt") as tensors:
+                self._finished |= dict.fromkeys(json.loads(tensors.metadata()["linears"]), file)
+
+    # -- the dense pass
+
+    def save_measurement(self, measured: Measurement, names: Sequence[str]) -> None:
+        """Keeps what the dense pass measured."""
+        importance = measured.importance_of(names)
+        data = {
+            "importance": importance,
+            "linears": {
+                name: {
+                    "importance": measured.importance(name),
+                    "similarities": [
+                        [*pair, value] for pair, value in measured.similarities(name).items()
+                    ],
+                }
+                for name in names
+            },
+        }
+        write_json(self._folder / "dense_pass.json", data)
+
+    def load_measurement(self) -> SavedMeasurement | None:
+        """What an earlier dense pass measured; None if none was completed."""
+        path = self._folder / "dense_pass.json"
+        return SavedMeasurement(json.loads(path.read_text())) if path.exists() else None
+
+    # -- the pruning pass
+
+    def watch(self, targets: Iterable[Target], register_hook: RegisterHook) -> None:
+        """Hooks the finished Linears, to know when their turn comes."""
+        for target in targets:
+            if target.name in self._finished:
+                register_hook(target.module, partial(self._pass, target.name), "forward")
+
+    def _pass(self, name: str, *_: Any) -> None:
+        self._passed.add(name)
+
+    def restore_passed(
+        self, targets: Iterable[Target], pruner: Pruner, selected: SelectionCollector
+    ) -> list[Target]:
+        """Prunes the finished Linears whose samples have passed, as the earlier run did."""
+        ready = [t for t in targets if t.name in self._passed and t.name not in pruner.reached]
+        for target in ready:
+            with safe_open(self._finished[target.name], "pt") as tensors:
+                record = json.loads(tensors.metadata()["linears"])[target.name]
+                stored = tensors.get_tensor(target.name)
+            pruner.put(target, _unpack(target, stored) if record["mask"] else stored)
+            selected.recall(target.name, record)
+        return ready
+
+    @torch.no_grad()
+    def save_layer(
+        self, targets: Sequence[Target], selected: SelectionCollector, keeps_weights: bool
+    ) -> None:
+        """Keeps Linears that are now pruned.
+
+        Args:
+            targets: the Linears.
+            selected: what was selected for them.
+            keeps_weights: whether the weights that stay are as they were, so that a mask is enough.
+        """
+        tensors, records = {}, {}
+        for target in targets:
+            with align_module_device(target.module):
+                weight = target.module.weight.detach().cpu()
+            tensors[target.name] = _pack(weight) if keeps_weights else weight.contiguous()
+            records[target.name] = {"mask": keeps_weights, **selected.record(target.name)}
+        path = self._folder / f"{len(list(self._folder.glob('*.safetensors'))):05d}.safetensors"
+        temporary = path.with_suffix(".part")
+        save_file(tensors, temporary, metadata={"linears": json.dumps(records)})
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+
+
+class SavedMeasurement:
+    """What a dense pass of an earlier run measured, in the form of a `Measurement`."""
+
+    def __init__(self, data: Mapping[str, Any]) -> None:
+        self._data = data
+
+    def collect(self, activations: Activations) -> None:
+        """Never called: the dense pass is over."""
+        raise RuntimeError("the dense pass of an earlier run is complete")
+
+    def join(self) -> None:
+        """Nothing to add: a resumed run is one process."""
+
+    def has_seen(self, name: str) -> bool:
+        """All Linears were seen, or it would not have been saved."""
+        return name in self._data["linears"]
+
+    def is_finite(self, name: str) -> bool:
+        """All values were finite, or it would not have been saved."""
+        return True
+
+    def importance(self, name: str) -> float | None:
+        """What was measured of the Linear."""
+        return self._data["linears"][name]["importance"]
+
+    def similarities(self, name: str) -> dict[Pair, float]:
+        """Mean cosine similarity per pair of modalities."""
+        return {(a, b): value for a, b, value in self._data["linears"][name]["similarities"]}
+
+    def importance_of(self, names: Sequence[str]) -> dict[str, float]:
+        """Importance of the Linears, for the allocation rule."""
+        return {name: self._data["importance"][name] for name in names}
+
+
+def fingerprint(
+    model: torch.nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+    settings: Mapping[str, Any],
+    versions: Mapping[str, str],
+) -> dict[str, Any]:
+    """What decides a run's result.
+
+    Args:
+        model: the dense model; up to ``VALUES`` values of every parameter are looked at.
+        batches: the calibration batches; all of their values are.
+        settings: fields of the modifier as JSON values.
+        versions: versions of the packages that compute.
+    """
+    return {
+        "model": _digest_model(model),
+        "data": _digest_batches(batches),
+        "settings": dict(settings),
+        "versions": dict(versions),
+    }
+
+
+def _digest_model(model: torch.nn.Module) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for prefix, module in model.named_modules():
+        if not module._parameters:
+            continue
+        with align_module_device(module):
+            for name, value in module.named_parameters(recurse=False):
+                digest.update(f"{prefix}.{name} {value.dtype} {list(value.shape)}".encode())
+                flat = value.detach().flatten()
+                _add(digest, flat[:: max(1, flat.numel() // VALUES)])
+    return digest.hexdigest()
+
+
+def _digest_batches(batches: Iterable[Mapping[str, Any]]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for batch in batches:
+        for name in sorted(batch):
+            value = batch[name]
+            if isinstance(value, torch.Tensor):
+                digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+                _add(digest, value.flatten())
+            else:
+                digest.update(f"{name} {value!r}".encode())
+    return digest.hexdigest()
+
+
+def _add(digest: Any, flat: torch.Tensor) -> None:
+    digest.update(flat.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two runs, in words."""
+    found = [
+        f"its {what} had other values"
+        for key, what in (("model", "model"), ("data", "calibration data"))
+        if before.get(key) != now[key]
+    ]
+    for group in ("settings", "versions"):
+        old, new = before.get(group, {}), now[group]
+        found += [
+            f"it has {key} {old.get(key)!r}, this run {new.get(key)!r}"
+            for key in sorted({*old, *new})
+            if old.get(key) != new.get(key)
+        ]
+    return found
+
+
+def _pack(weight: torch.Tensor) -> torch.Tensor:
+    """uint8 [ceil(numel / 8)], one bit a weight: 1 where it is not zero."""
+    return torch.from_numpy(np.packbits((weight != 0).numpy().reshape(-1)))
+
+
+def _unpack(target: Target, bits: torch.Tensor) -> torch.Tensor:
+    """The dense weight with zeros where the bits have them."""
+    with align_module_device(target.module):
+        weight = target.module.weight.detach().clone()
+    kept = np.unpackbits(bits.numpy(), count=weight.numel()).astype(bool)
+    mask = torch.from_numpy(kept).view(weight.shape).to(weight.device)
+    return weight.masked_fill_(~mask, 0.0)
