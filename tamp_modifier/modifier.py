@@ -147,7 +147,8 @@ class TAMPModifier(Modifier):
     dense_pipeline: Literal["sequential", "basic"] = "sequential"
     tracing_ignore: list[str] = Field(default_factory=list)
     report_path: str | None = None
-    resume_path: str | None = None
+    # Left out of saved recipes: it belongs to one run.
+    resume_path: str | None = Field(default=None, exclude=True)
 
     _run: PruningRun | None = PrivateAttr(default=None)
 

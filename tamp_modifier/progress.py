@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 Listener = Callable[[str, int, int], None]
-"""Called with the phase ("dense pass", "pruning"), how much of it is done, and how much there is."""
+"""Called with the phase ("dense pass", "pruning"), how much of it is done, and of how much."""
 
 _listeners: list[Listener] = []
 

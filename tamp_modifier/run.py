@@ -195,9 +195,7 @@ class PruningRun:
             fingerprint(
                 self._model,
                 loader,
-                self._fields.model_dump(
-                    exclude={*Modifier.model_fields, "report_path", "resume_path"}
-                ),
+                self._fields.model_dump(exclude={*Modifier.model_fields, "report_path"}),
                 {name: installed_version(name) for name in PACKAGES},
             )
         )
@@ -271,9 +269,7 @@ class PruningRun:
         for layer, members in by_layer.items():
             owners = assign_owners(members)
             statistics = self._selected.statistics(members, owners)
-            self._pruner.prune_layer(
-                members, statistics, self._sparsities, self._patterns, owners
-            )
+            self._pruner.prune_layer(members, statistics, self._sparsities, self._patterns, owners)
             if self._resume is not None:
                 self._resume.save_layer(members, self._selected, self._pruner.keeps_weights)
             self._log_layer(layer, members)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 
 def mebibytes(size: int) -> str:
@@ -34,3 +37,66 @@ def shard_progress(title: str) -> Iterator[Callable[[str, int, int], None]]:
             progress.update(task, description=name, completed=shard, total=shards)
 
         yield step
+
+
+@contextlib.contextmanager
+def phases() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar a phase on standard error; yields what to call with (phase, steps done, steps)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    # The stream of now: the libraries' own output is redirected later.
+    console = Console(file=sys.stderr)
+    tasks: dict[str, Any] = {}
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    ) as progress:
+
+        def step(phase: str, done: int, total: int) -> None:
+            if phase not in tasks:
+                for task in tasks.values():  # a phase begins when the one before it is over
+                    progress.update(task, total=progress.tasks[task].completed or 1)
+                tasks[phase] = progress.add_task(phase, total=None)
+            progress.update(tasks[phase], completed=done, total=total or None)
+
+        yield step
+
+
+@contextlib.contextmanager
+def library_silence(compressing: bool = True) -> Iterator[list[str]]:
+    """Keeps the libraries' bars, logs and warnings away; yields the list that our warnings go to.
+
+    With ``TAMP_DEBUG`` set, everything is shown.
+
+    Args:
+        compressing: llm-compressor is used; it sets up its log when it is imported, so that has to
+            happen first.
+    """
+    warnings: list[str] = []
+    if os.environ.get("TAMP_DEBUG"):
+        yield warnings
+        return
+    from loguru import logger
+
+    from tamp_modifier.demo.run import quiet
+
+    with quiet():
+        if compressing:
+            import tamp_modifier.modifier  # noqa: F401
+        logger.enable("tamp_modifier")
+        logger.remove()  # llm-compressor's, which would print our lines as they come
+        sink = logger.add(
+            lambda message: warnings.append(message.record["message"]), level="WARNING"
+        )
+        try:
+            yield warnings
+        finally:
+            with contextlib.suppress(ValueError):  # gone if a library set up its log anew
+                logger.remove(sink)

@@ -1,0 +1,254 @@
+"""``tamp prune``: from a model and data to a pruned model, in one command."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tamp_modifier.commands.arguments import positive
+
+if TYPE_CHECKING:
+    from tamp_modifier.job import Prepared, Pruned
+
+FIELDS = (
+    "sparsity",
+    "mask_structure",
+    "allocation",
+    "selection",
+    "score",
+    "max_sparsity",
+    "targets",
+    "ignore",
+    "one_pass",
+)
+"""Fields of TAMPModifier that have an option of the same name."""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the command to the parser of ``tamp``."""
+    parser = subparsers.add_parser(
+        "prune",
+        help="prune a model with TAMP, and save it",
+        description="Calibrate MODEL with the conversations in DATA, prune the Linears of its text "
+        "decoder, and write model, processor and report to the new folder OUT. A run that was "
+        "killed goes on where it was when the same command is given again.",
+    )
+    parser.add_argument(
+        "model", metavar="MODEL", help="folder of the model, or its name on the hub"
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="DATA",
+        help="a .jsonl or .json file of conversations, a .txt file of plain texts, or a folder of "
+        "these and of pictures, videos and sounds with a .txt file beside each",
+    )
+    parser.add_argument("--output", type=Path, metavar="OUT", help="must not exist, or be empty")
+    _add_method(parser.add_argument_group("method (see docs/choosing.md)"))
+    _add_calibration(parser.add_argument_group("calibration"))
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "bfloat16", "float16", "float32"),
+        default="auto",
+        help="type of the weights (default: as they are stored)",
+    )
+    parser.add_argument(
+        "--restart", action="store_true", help="forget what a killed run has finished"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="read the data, and tell what would be pruned and what it takes; write nothing",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.set_defaults(run=run)
+
+
+def _add_method(group: Any) -> None:
+    group.add_argument(
+        "--sparsity", type=float, help="share of the weights that goes (default: 0.5)"
+    )
+    group.add_argument("--mask-structure", metavar="N:M", help='"0:0" (default) or as "2:4"')
+    group.add_argument("--allocation", help="how the budget is shared out (default: das)")
+    group.add_argument("--selection", help="which tokens count (default: amia)")
+    group.add_argument("--score", help="what weights are pruned by (default: wanda)")
+    group.add_argument(
+        "--max-sparsity", type=float, help="cap of a single Linear (default: sparsity + 0.1)"
+    )
+    group.add_argument("--targets", nargs="+", metavar="NAME", help="what is pruned")
+    group.add_argument("--ignore", nargs="+", metavar="NAME", help="what is left alone")
+    group.add_argument(
+        "--one-pass",
+        action="store_true",
+        default=None,
+        help="one forward pass instead of three, without passing on the error of pruned layers",
+    )
+    group.add_argument(
+        "--recipe", type=Path, metavar="FILE", help="a YAML recipe instead of all these options"
+    )
+
+
+def _add_calibration(group: Any) -> None:
+    group.add_argument(
+        "--samples", type=positive, help="how many (default: 128, or all if there are fewer)"
+    )
+    group.add_argument(
+        "--seed", type=int, default=0, help="of the choice of samples (default: %(default)s)"
+    )
+    group.add_argument(
+        "--batch-size", type=positive, default=1, help="samples at once (default: %(default)s)"
+    )
+    group.add_argument(
+        "--max-length",
+        type=positive,
+        help="most tokens of a sample (default: 4096, or what the model can read)",
+    )
+    group.add_argument(
+        "--frames", type=positive, default=8, help="taken from a video (default: %(default)s)"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Prune, or tell what would be done."""
+    from tamp_modifier.commands.output import library_silence, phases
+    from tamp_modifier.folders import check_output
+
+    if not args.dry_run:
+        if args.output is None:
+            raise ValueError("give --output OUT, the folder for the pruned model, or --dry-run")
+        check_output(args.output)
+    with phases() as step, library_silence() as warnings:
+        make_recipe = _recipe(args)
+        from tamp_modifier import job, progress
+
+        sampling = job.Sampling(
+            args.data, args.samples, args.seed, args.batch_size, args.max_length, args.frames
+        )
+        encoding: Callable[[int, int], None] = lambda done, total: step("samples", done, total)  # noqa: E731
+        prepared = job.prepare(args.model, sampling, encoding)
+        if args.dry_run:
+            summary = _plan(prepared, make_recipe)
+        else:
+            step("loading the model", 0, 0)
+            with progress.listening(step):
+                done = job.prune(prepared, make_recipe, args.output, args.dtype, args.restart)
+            summary = _summary(args, done)
+    summary["warnings"] = warnings
+    if args.json:
+        print(json.dumps(summary, indent=2))
+    elif args.dry_run:
+        _print_plan(summary)
+    else:
+        _print_result(args, done, warnings)
+
+
+def _recipe(args: argparse.Namespace) -> Callable[[str | None, str | None], list[Any]]:
+    """What makes the modifiers, given where report and finished layers go; checks them now."""
+    from pydantic import ValidationError
+
+    from tamp_modifier import TAMPModifier
+
+    given = {name: getattr(args, name) for name in FIELDS if getattr(args, name) is not None}
+    if args.recipe is not None:
+        if given:
+            options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise ValueError(f"--recipe has fields of its own, leave out {options}")
+        return _recipe_of_file(args.recipe)
+
+    def make(report_path: str | None, resume_path: str | None) -> list[Any]:
+        return [TAMPModifier(**given, report_path=report_path, resume_path=resume_path)]
+
+    try:
+        make(None, None)
+    except ValidationError as error:
+        raise ValueError(_refusals(error)) from None
+    return make
+
+
+def _recipe_of_file(path: Path) -> Callable[[str | None, str | None], list[Any]]:
+    from llmcompressor.recipe import Recipe
+    from pydantic import ValidationError
+
+    from tamp_modifier import TAMPModifier
+
+    if not path.is_file():
+        raise FileNotFoundError(2, "no such recipe", str(path))
+
+    def make(report_path: str | None, resume_path: str | None) -> list[Any]:
+        try:
+            modifiers = Recipe.create_instance(str(path)).modifiers
+        except ValidationError as error:
+            raise ValueError(f"{path}: {_refusals(error)}") from None
+        except Exception as error:  # llm-compressor and YAML raise many kinds
+            what = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(f"{path} is not a recipe: {what}") from None
+        ours = [modifier for modifier in modifiers if isinstance(modifier, TAMPModifier)]
+        if len(ours) != 1:
+            raise ValueError(f"{path} must have one TAMPModifier, it has {len(ours)}")
+        ours[0].report_path, ours[0].resume_path = report_path, resume_path
+        return modifiers
+
+    make(None, None)
+    return make
+
+
+def _refusals(error: Any) -> str:
+    """pydantic's refusals in one line."""
+    found = []
+    for refusal in error.errors():
+        message = refusal["msg"].removeprefix("Value error, ")
+        place = ".".join(str(part) for part in refusal["loc"])
+        value = refusal.get("input")
+        named = place and not message.startswith(place) and refusal["type"] != "value_error"
+        found.append(f"{place}: {message}, got {value!r}" if named else message)
+    return "; ".join(found)
+
+
+def _summary(args: argparse.Namespace, done: Pruned) -> dict[str, Any]:
+    report = done.report
+    return {
+        "output": str(args.output),
+        "requested_sparsity": report.requested_sparsity,
+        "reached_sparsity": report.reached_sparsity,
+        "mask_structure": report.mask_structure,
+        "linears": len(report.linears),
+        "weights": sum(linear.numel for linear in report.linears.values()),
+        "samples": report.samples,
+        "tokens": report.tokens,
+        "seconds": done.seconds,
+    }
+
+
+def _print_result(args: argparse.Namespace, done: Pruned, warnings: list[str]) -> None:
+    from rich.console import Console
+
+    console = Console()
+    console.print(done.report.table())
+    for warning in warnings:
+        console.print(f"warning: {warning}", style="yellow", highlight=False)
+    seconds = ", ".join(f"{name} {value:.1f} s" for name, value in done.seconds.items())
+    console.print(f"time: {seconds}", highlight=False)
+    console.print(f"wrote {args.output}", highlight=False, soft_wrap=True)
+
+
+def _plan(prepared: Prepared, make_recipe: Callable[..., list[Any]]) -> dict[str, Any]:
+    from tamp_modifier.dry_run import plan
+
+    return plan(prepared, make_recipe(None, None))
+
+
+def _print_plan(plan: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from tamp_modifier.dry_run import tables
+
+    console = Console()
+    for table in tables(plan):
+        console.print(table)
+    for warning in plan["warnings"]:
+        console.print(f"warning: {warning}", style="yellow", highlight=False)
+    console.print("nothing was written", highlight=False)

@@ -1,0 +1,266 @@
+"""From a model's folder to the folder of the pruned one: what ``tamp prune`` does."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tamp_modifier.data import (
+    Collator,
+    Conversation,
+    Encoded,
+    Encoder,
+    choose,
+    longest_input,
+    make_loader,
+    read_conversations,
+)
+from tamp_modifier.folders import check_output, new_folder
+from tamp_modifier.models import load_config, load_model, load_processor
+from tamp_modifier.report import PruningReport, write_json
+from tamp_modifier.tokens import modality_token_ids
+
+SAMPLES = 128
+"""Calibration samples by default; all where the data have fewer."""
+
+LONGEST = 4096
+"""Most tokens of a calibration sample by default; fewer where the model reads fewer."""
+
+REPORT_FILE = "tamp_report.json"
+SAMPLES_FILE = "tamp_samples.json"
+"""Which samples the report is of, and where their media lie in them."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How calibration samples are chosen and encoded.
+
+    Attributes:
+        data: a file or folder that `data.read_conversations` reads.
+        samples: how many; None takes SAMPLES, or all where there are fewer.
+        seed: of the choice.
+        batch_size: samples of one batch.
+        max_length: most tokens of a sample; None takes LONGEST, or what the model can read.
+        frames: frames taken from a video.
+    """
+
+    data: Path
+    samples: int | None = None
+    seed: int = 0
+    batch_size: int = 1
+    max_length: int | None = None
+    frames: int = 8
+
+
+@dataclass
+class Prepared:
+    """Calibration samples, encoded for one model.
+
+    Attributes:
+        model: folder or name of the model.
+        config: its config.
+        processor: its processor or tokenizer.
+        conversations: the chosen ones.
+        encoded: the same, as inputs of the model.
+        sampling: how they were chosen.
+    """
+
+    model: str
+    config: Any
+    processor: Any
+    conversations: list[Conversation]
+    encoded: list[Encoded]
+    sampling: Sampling
+    ids: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+    def loader(self) -> Any:
+        """A DataLoader of them, in the same order every time."""
+        return make_loader(self.encoded, Collator(self.processor), self.sampling.batch_size)
+
+
+def prepare(
+    model: str, sampling: Sampling, step: Callable[[int, int], None] = lambda done, total: None
+) -> Prepared:
+    """Reads, chooses and encodes the calibration samples of a model, without its weights.
+
+    Args:
+        model: folder or name of the model.
+        sampling: what to read and how.
+        step: called after every sample with how many are encoded, and of how many.
+
+    Raises:
+        ValueError: data or a model that cannot be used; see `data` and `models`.
+        OSError: no such file or folder.
+    """
+    rows = choose(read_conversations(sampling.data), sampling.samples, SAMPLES, sampling.seed)
+    config = load_config(model)
+    processor = load_processor(model)
+    limit = longest_input(config, getattr(processor, "tokenizer", processor))
+    max_length = sampling.max_length
+    if max_length is None:
+        max_length = min(LONGEST, limit or LONGEST)
+    elif limit is not None and max_length > limit:
+        raise ValueError(f"max length {max_length} is more than the {limit} tokens that it reads")
+    ids = modality_token_ids(config)
+    encoder = Encoder(processor, ids, max_length, sampling.frames)
+    encoded = []
+    for row in rows:
+        encoded.append(encoder(row))
+        step(len(encoded), len(rows))
+    return Prepared(model, config, processor, rows, encoded, sampling, ids)
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What came out.
+
+    Attributes:
+        report: the report of the run.
+        seconds: wall time of loading, pruning and saving.
+    """
+
+    report: PruningReport
+    seconds: dict[str, float]
+
+
+def prune(
+    prepared: Prepared,
+    make_recipe: Callable[[str, str], list[Any]],
+    out: Path,
+    dtype: str = "auto",
+    restart: bool = False,
+) -> Pruned:
+    """Loads the model, runs the recipe and saves model, processor and report.
+
+    Finished decoder layers are kept in ``OUT.partial`` until the model is saved; a run that was
+    killed goes on from there.
+
+    Args:
+        prepared: the calibration samples.
+        make_recipe: given the report's and the resume path, the modifiers; one of them is a
+            TAMPModifier with these paths.
+        out: the folder to write.
+        dtype: type of the weights, "auto" for that of the file.
+        restart: forget what an earlier run has finished.
+
+    Raises:
+        ValueError: what the modifiers refuse.
+        OSError: saving failed.
+        RuntimeError: calibration failed.
+    """
+    check_output(out)
+    partial = out.with_name(out.name + ".partial")
+    if restart:
+        shutil.rmtree(partial, ignore_errors=True)
+    # Beside the layers, not among them, until the model is there.
+    report_path = out.with_name(out.name + ".report.json")
+    seconds: dict[str, float] = {}
+    begin = time.perf_counter()
+
+    def lap(name: str) -> None:
+        nonlocal begin
+        now = time.perf_counter()
+        seconds[name], begin = now - begin, now
+
+    recipe = make_recipe(str(report_path), str(partial))
+    torch.manual_seed(prepared.sampling.seed)
+    model = load_model(prepared.model, prepared.config, dtype)
+    check_output(out, sum(p.numel() * p.element_size() for p in model.parameters()))
+    lap("load")
+    try:
+        _run(model, prepared, recipe)
+        lap("prune")
+        report = PruningReport.load(report_path)
+        for modifier in recipe:  # what the saved recipe says
+            if getattr(modifier, "report_path", None) is not None:
+                modifier.report_path = REPORT_FILE
+        with new_folder(out, f"; the pruned layers are kept in {partial}") as folder:
+            model.save_pretrained(folder)
+            prepared.processor.save_pretrained(folder)
+            report.save(folder / REPORT_FILE)
+            write_json(folder / SAMPLES_FILE, describe_samples(prepared))
+        lap("save")
+    finally:
+        report_path.unlink(missing_ok=True)
+    shutil.rmtree(partial, ignore_errors=True)
+    return Pruned(report, seconds)
+
+
+def _run(model: Any, prepared: Prepared, recipe: list[Any]) -> None:
+    from llmcompressor import oneshot
+
+    arguments: dict[str, Any] = {}
+    if any(getattr(modifier, "one_pass", False) for modifier in recipe):
+        arguments["propagate_error"] = False
+    try:
+        oneshot(
+            model=model,
+            processor=prepared.processor,
+            dataset=prepared.loader(),
+            recipe=recipe,
+            **arguments,
+        )
+    except (ValueError, RuntimeError, OSError, MemoryError):
+        raise
+    except Exception as error:  # what models and the tracing of them may raise
+        raise RuntimeError(
+            f"calibration failed with {type(error).__name__}: {error} (TAMP_DEBUG=1 shows where)"
+        ) from error
+
+
+def describe_samples(prepared: Prepared) -> dict[str, Any]:
+    """Name and media of every sample as JSON values, with where a picture's tokens are.
+
+    A picture has ``first``, the index of its first token, and ``grid``, its rows and columns of
+    tokens, where they follow from the inputs: from the grid that Qwen-VL's processors give, or
+    because its tokens make a square.
+    """
+    samples = []
+    for row, encoded in zip(prepared.conversations, prepared.encoded, strict=True):
+        grids = _grids(encoded, prepared.ids.get("image", ()), prepared.config)
+        pictures = iter(grids)
+        media = []
+        for part in row.media:
+            entry: dict[str, Any] = {"kind": part.kind, "path": str(part.path)}
+            found = next(pictures, None) if part.kind == "image" else None
+            if found is not None:
+                entry |= {"first": found[0], "grid": [found[1], found[2]]}
+            media.append(entry)
+        samples.append({"name": row.name, "media": media})
+    return {"seed": prepared.sampling.seed, "samples": samples}
+
+
+def _grids(encoded: Encoded, ids: Sequence[int], config: Any) -> list[tuple[int, int, int] | None]:
+    """First token, rows and columns of every picture; None where they cannot be told."""
+    tokens = encoded.inputs["input_ids"][0]
+    positions = torch.isin(tokens, torch.tensor(list(ids))).nonzero().flatten().tolist()
+    if not positions:
+        return []
+    grid = encoded.inputs.get("image_grid_thw")
+    if grid is not None:
+        vision = getattr(config, "vision_config", None)
+        merge = getattr(vision, "spatial_merge_size", 1)
+        sizes = [(int(h) // merge, int(w) // merge) for _, h, w in grid.tolist()]
+    else:
+        # Pixels are [pictures, 3, H, W]; with a dimension more they are tiles of the picture.
+        pixels = encoded.inputs.get("pixel_values")
+        count = pixels.shape[0] if pixels is not None and pixels.dim() == 4 else 0
+        each = len(positions) // count if count else 0
+        side = round(each**0.5)
+        if not count or side * side != each or each * count != len(positions):
+            return []
+        sizes = [(side, side)] * count
+    found: list[tuple[int, int, int] | None] = []
+    start = 0
+    for rows, columns in sizes:
+        mine = positions[start : start + rows * columns]
+        together = len(mine) == rows * columns and mine[-1] - mine[0] == len(mine) - 1
+        found.append((mine[0], rows, columns) if together else None)
+        start += rows * columns
+    return found
