@@ -98,6 +98,11 @@ class PruningRun:
         self._resume = Resume(fields.resume_path) if fields.resume_path is not None else None
 
     @property
+    def targets(self) -> list[Target]:
+        """What is pruned."""
+        return self._targets
+
+    @property
     def finished(self) -> bool:
         """Whether every target is pruned."""
         return len(self._pruner.reached) == len(self._targets)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tamp_modifier.commands.arguments import positive
 
 if TYPE_CHECKING:
-    from tamp_modifier.job import Prepared, Pruned
+    from tamp_modifier.job import Pruned
 
 FIELDS = (
     "sparsity",
@@ -124,6 +124,7 @@ def run(args: argparse.Namespace) -> None:
     with phases() as step, library_silence() as warnings:
         make_recipe = _recipe(args)
         from tamp_modifier import job, progress
+        from tamp_modifier.dry_run import plan
 
         sampling = job.Sampling(
             args.data, args.samples, args.seed, args.batch_size, args.max_length, args.frames
@@ -131,7 +132,7 @@ def run(args: argparse.Namespace) -> None:
         encoding: Callable[[int, int], None] = lambda done, total: step("samples", done, total)  # noqa: E731
         prepared = job.prepare(args.model, sampling, encoding)
         if args.dry_run:
-            summary = _plan(prepared, make_recipe)
+            summary = plan(prepared, make_recipe(None, None), args.dtype)
         else:
             step("loading the model", 0, 0)
             with progress.listening(step):
@@ -233,12 +234,6 @@ def _print_result(args: argparse.Namespace, done: Pruned, warnings: list[str]) -
     seconds = ", ".join(f"{name} {value:.1f} s" for name, value in done.seconds.items())
     console.print(f"time: {seconds}", highlight=False)
     console.print(f"wrote {args.output}", highlight=False, soft_wrap=True)
-
-
-def _plan(prepared: Prepared, make_recipe: Callable[..., list[Any]]) -> dict[str, Any]:
-    from tamp_modifier.dry_run import plan
-
-    return plan(prepared, make_recipe(None, None))
 
 
 def _print_plan(plan: dict[str, Any]) -> None:

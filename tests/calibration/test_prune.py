@@ -254,3 +254,22 @@ def test_a_recipe_takes_the_place_of_the_options(
     assert report.reached_sparsity == pytest.approx(0.25, abs=0.02)
     assert "report_path: tamp_report.json" in (tmp_path / "out" / "recipe.yaml").read_text()
     assert "partial" not in (tmp_path / "out" / "recipe.yaml").read_text()
+
+
+def test_a_dry_run_tells_what_would_be_done_and_writes_nothing(
+    data: Path, pruned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert cli.main(command(out, data, "--dry-run", "--json")) == 0
+    found = json.loads(capsys.readouterr().out)
+    report = PruningReport.load(pruned / "tamp_report.json")
+    assert found["tokens"] == report.tokens and found["samples"] == report.samples
+    assert found["weights"] == sum(linear.numel for linear in report.linears.values())
+    assert sum(kind["linears"] for kind in found["linears"].values()) == len(report.linears)
+    stored = (MODEL_FOLDER / "model.safetensors").stat().st_size
+    assert found["estimate"]["weights"] == pytest.approx(stored, rel=0.02)
+    assert found["estimate"]["seconds"] > 0
+    assert cli.main(command(out, data, "--dry-run", "--one-pass")) == 0
+    text = capsys.readouterr().out
+    assert "down_proj" in text and "nothing was written" in text
+    assert list(tmp_path.iterdir()) == []
