@@ -2,10 +2,12 @@
 
 Projectors go on learning, and every Linear of the decoder gets a LoRA (Hu et al., 2021,
 arXiv:2106.09685) that `export` later merges. SmolLM2's own weights, the vision tower and whisper
-stay as they are. Each step takes two packs of questions, one about a picture (often with a clip)
-and one about a video, a clip or text alone.
+stay as they are. Each step takes three packs of questions, one about a picture (often with a clip)
+and two about videos, clips or text alone.
 
-    python -m benchmarks.smolav.train --steps 3000
+    python -m benchmarks.smolav.train --steps 700
+    python -m benchmarks.smolav.train --steps 700 --rank 0 --world 2 &  # or with two processes:
+    python -m benchmarks.smolav.train --steps 700 --rank 1 --world 2    # one core each
 
 goes on where it was interrupted: step numbers seed the data, and the state is saved every four
 minutes. `runs/smolav/train.log` has the accuracy of each task over the last questions, which are
@@ -24,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
@@ -160,11 +163,16 @@ def learning_rate(step: int, steps: int) -> float:
 def train(arguments: argparse.Namespace) -> None:
     """Trains, or goes on training, until `steps` or `seconds`."""
     folder: Path = arguments.folder
+    rank, world = arguments.rank, arguments.world
+    if world > 1:
+        dist.init_process_group(
+            "gloo", init_method=f"tcp://127.0.0.1:{arguments.port}", rank=rank, world_size=world
+        )
     torch.manual_seed(0)
     model, tokenizer = raw_model(folder)
     load_dense(model, folder)
     model.model.vision_tower.requires_grad_(False)
-    add_lora(model.model.language_model, arguments.rank)
+    add_lora(model.model.language_model, arguments.lora_rank)
     AttentionInterface.register("packed", packed_attention)
     model.model.language_model.config._attn_implementation = "packed"
     model.model.vision_tower.config._attn_implementation = "packed"
@@ -193,25 +201,37 @@ def train(arguments: argparse.Namespace) -> None:
     losses: deque[float] = deque(maxlen=40)
     while step < arguments.steps:
         rng = stream("train", "step", step)
-        kinds = (
-            rng.choice(("picture", "both", "both")),
-            rng.choice(("video", "video", "video", "sound", "sound", "text")),
-        )
+        # The first costs as much as the other two together.
+        kinds = [rng.choice(("picture", "both", "both"))]
+        kinds += [rng.choice(("video", "video", "video", "sound", "sound", "text")) for _ in "ab"]
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * learning_rate(step, arguments.steps)
         optimizer.zero_grad(set_to_none=True)
-        for kind in kinds:
+        answered: list[tuple[str, bool]] = []
+        lost: list[float] = []
+        for index, kind in enumerate(kinds):
+            if world > 1 and min(index, 1) != rank:
+                continue
+            rng = stream("train", "step", step, index)
             medium, clip = teacher.medium(rng, kind)
             pack, asked = teacher.pack(rng, medium)
             loss, right = pack_loss(model, teacher.embeds(medium, clip, pack), pack)
             (loss * len(asked) / _FEW).backward()
-            losses.append(loss.item())
-            for question, correct in zip(asked, right, strict=True):
-                recent[question.task].append(correct)
+            lost.append(loss.item())
+            answered += [(q.task, correct) for q, correct in zip(asked, right, strict=True)]
+        over = time.time() - begun > arguments.seconds
+        if world > 1:
+            answered, lost, over = add_up([*lora, *projectors], answered, lost, over)
+        losses.extend(lost)
+        for task, correct in answered:
+            recent[task].append(correct)
         nn.utils.clip_grad_norm_([*lora, *projectors], 1.0)
         optimizer.step()
         step += 1
-        over = time.time() - begun > arguments.seconds
+        if rank > 0:
+            if over:
+                break
+            continue
         if step % 10 == 0 or over or step == arguments.steps:
             report(folder / "train.log", step, time.time() - begun, losses, recent)
         if time.time() - saved > 240 or over or step == arguments.steps:
@@ -227,6 +247,28 @@ def train(arguments: argparse.Namespace) -> None:
             saved = time.time()
         if over:
             break
+
+
+def add_up(
+    trained: list[Tensor], answered: list[tuple[str, bool]], lost: list[float], over: bool
+) -> tuple[list[tuple[str, bool]], list[float], bool]:
+    """Adds the gradients of all processes, and joins what else they know."""
+    for value in trained:
+        if value.grad is None:
+            value.grad = torch.zeros_like(value)
+    flat = torch.cat([value.grad.flatten() for value in trained if value.grad is not None])
+    dist.all_reduce(flat)
+    for value, summed in zip(
+        trained, flat.split([value.numel() for value in trained]), strict=True
+    ):
+        value.grad = summed.view_as(value).clone()
+    known: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(known, (answered, lost, over))
+    return (
+        [pair for pairs, _, _ in known for pair in pairs],
+        [loss for _, values, _ in known for loss in values],
+        any(late for _, _, late in known),
+    )
 
 
 def report(
@@ -257,7 +299,10 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/smolav"))
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--seconds", type=float, default=1e9, help="stop after this time")
-    parser.add_argument("--rank", type=int, default=12)
+    parser.add_argument("--lora-rank", type=int, default=12)
+    parser.add_argument("--rank", type=int, default=0, help="number of this process")
+    parser.add_argument("--world", type=int, default=1, choices=(1, 2), help="processes")
+    parser.add_argument("--port", type=int, default=29541, help="where two processes meet")
     parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate of the LoRA")
     train(parser.parse_args())
 
