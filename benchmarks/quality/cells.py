@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +34,30 @@ class TaskItems:
         right: right answers, or right tokens, of every item.
         of: how many there were to get right; 1 for a question.
         nll: negative log-likelihood of every item, in thousandths of a nat per token.
+        group: items of one number share a picture or sound, whatever their task; empty where every
+            item has its own.
     """
 
     right: list[int]
     of: list[int]
     nll: list[int]
+    group: list[int] = field(default_factory=list)
 
     @classmethod
     def from_values(
-        cls, right: Iterable[int], of: Iterable[int], nll: Iterable[float]
+        cls,
+        right: Iterable[int],
+        of: Iterable[int],
+        nll: Iterable[float],
+        group: Iterable[int] = (),
     ) -> TaskItems:
         """Rounds to what is stored."""
-        return cls([int(r) for r in right], [int(n) for n in of], [round(1e3 * x) for x in nll])
+        return cls(
+            [int(r) for r in right],
+            [int(n) for n in of],
+            [round(1e3 * x) for x in nll],
+            list(group),
+        )
 
 
 @dataclass(frozen=True)
@@ -139,7 +151,8 @@ def load(path: Path) -> list[Cell]:
 def _cell(data: dict[str, Any]) -> Cell:
     tasks = {name: TaskItems(**items) for name, items in data["tasks"].items()}
     for name, task in tasks.items():
-        if not len(task.right) == len(task.of) == len(task.nll) > 0:
+        sizes = {len(task.right), len(task.of), len(task.nll), len(task.group or task.nll)}
+        if len(sizes) > 1 or 0 in sizes:
             raise ValueError(f"task {name} has lists of different lengths")
     return Cell(**{**data, "tasks": tasks})
 

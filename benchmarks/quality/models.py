@@ -163,8 +163,8 @@ class SmolLM2(QualityModel):
     title = "SmolLM2-135M-Instruct (text)"
     settings = ("20", "30", "40", "50", "2:4")
     quick = ("40", "50")
-    samples = 32
-    windows = 24
+    samples = 24
+    windows = 12
 
     @property
     def items(self) -> str:
@@ -234,4 +234,77 @@ class SmolLM2(QualityModel):
         return found
 
 
-MODELS: dict[str, type[QualityModel]] = {model.name: model for model in (BoxModel, SmolLM2)}
+class SmolAV(QualityModel):
+    """Pictures, video and sound on a real language model, see benchmarks/smolav."""
+
+    name = "smolav"
+    title = "SmolAV (pictures, video, sound and text)"
+    settings = ("20", "30", "40", "50", "2:4")
+    quick = ("30", "40")
+    samples = 64
+    per_task = 20
+
+    def __init__(self, data: Path) -> None:
+        super().__init__(data)
+        self._cache: dict[Any, dict[str, torch.Tensor]] = {}
+
+    @property
+    def items(self) -> str:
+        return f"{self.per_task} questions a task, evaluation seed {EVALUATION_SEED}"
+
+    @property
+    def _folder(self) -> Path:
+        from benchmarks.smolav.data import FOLDER
+
+        return FOLDER
+
+    def prepare(self, say: Callable[[str], None] = print) -> None:
+        if not self.weights().is_file():
+            say("SmolAV is made by `make smolav`")
+
+    def weights(self) -> Path:
+        return self._folder / "model" / "model.safetensors"
+
+    def check(self) -> None:
+        if not self.weights().is_file():
+            raise FileNotFoundError(f"there is no SmolAV in {self._folder}; run `make smolav`")
+
+    def load(self) -> Any:
+        from benchmarks.smolav.data import load
+
+        return load(self._folder)[0]
+
+    def processor(self) -> Any:
+        from benchmarks.smolav.data import load_processor
+
+        return load_processor(self._folder).tokenizer
+
+    def batches(self, seed: int, samples: int) -> list[dict[str, torch.Tensor]]:
+        from benchmarks.smolav.data import calibration_batches
+
+        return calibration_batches(samples, seed, self._folder)
+
+    @cached_property
+    def _items(self) -> list[Any]:
+        from benchmarks.smolav.data import evaluation_items
+
+        return evaluation_items(EVALUATION_SEED, self.per_task, self._folder)
+
+    def evaluate(self, model: Any) -> dict[str, TaskItems]:
+        from benchmarks.smolav.data import evaluate
+
+        by_task: dict[str, list[Any]] = {}
+        for score in evaluate(model, self._items, self._cache):
+            by_task.setdefault(score.task, []).append(score)
+        return {
+            task: TaskItems.from_values(
+                [score.correct for score in scores],
+                [1] * len(scores),
+                [score.nll for score in scores],
+                [score.group for score in scores],
+            )
+            for task, scores in by_task.items()
+        }
+
+
+MODELS: dict[str, type[QualityModel]] = {model.name: model for model in (BoxModel, SmolLM2, SmolAV)}

@@ -2,7 +2,8 @@
 
 Retention is accuracy relative to the dense model, mean over tasks. Intervals are over evaluation
 items: items are drawn again with replacement within every task, the same ones for all methods, for
-the dense model and for all calibration seeds; values of one item are means over the seeds.
+the dense model and for all calibration seeds; values of one item are means over the seeds. Items
+that share a picture or sound are drawn together, whatever their tasks.
 """
 
 from __future__ import annotations
@@ -49,11 +50,15 @@ class Items:
     Attributes:
         right: task -> [items], share of right answers or tokens.
         nll: task -> [items], nats per token.
+        group: task -> [items], number of what an item shares with others; unique where it does not.
+        shared: whether any item shares something.
         seeds: the calibration seeds.
     """
 
     right: Mapping[str, np.ndarray]
     nll: Mapping[str, np.ndarray]
+    group: Mapping[str, np.ndarray]
+    shared: bool
     seeds: tuple[int, ...]
 
 
@@ -65,17 +70,25 @@ def items_of(cells: Sequence[Cell]) -> Items:
     """
     first = cells[0]
     for cell in cells:
-        if {t: i.of for t, i in cell.tasks.items()} != {t: i.of for t, i in first.tasks.items()}:
+        if _asked(cell) != _asked(first):
             raise ResultError(
                 f"{cell.model} {cell.method} {cell.setting}: seeds {first.seed} and {cell.seed} "
                 "have different items"
             )
-    right, nll = {}, {}
+    right, nll, group = {}, {}, {}
+    own = 1 + max((max(items.group, default=0) for items in first.tasks.values()), default=0)
     for task, items in first.tasks.items():
         of = np.array(items.of, dtype=float)
         right[task] = np.mean([np.array(c.tasks[task].right) / of for c in cells], axis=0)
         nll[task] = np.mean([np.array(c.tasks[task].nll) / 1e3 for c in cells], axis=0)
-    return Items(right, nll, tuple(cell.seed for cell in cells))
+        group[task] = np.array(items.group or range(own, own + len(of)))
+        own += len(of)
+    shared = any(items.group for items in first.tasks.values())
+    return Items(right, nll, group, shared, tuple(cell.seed for cell in cells))
+
+
+def _asked(cell: Cell) -> dict[str, tuple[list[int], list[int]]]:
+    return {task: (items.of, items.group) for task, items in cell.tasks.items()}
 
 
 def retention(found: Items, dense: Items) -> float:
@@ -94,27 +107,37 @@ def mean_nll(found: Items) -> float:
 
 
 def draws(items: Items, seed: int = 0, count: int = DRAWS) -> dict[str, np.ndarray]:
-    """Drawn items of every task, int [count, items]; they follow from the sizes and the seed."""
+    """How often every item is drawn, by task, [count, items]; follows from groups and the seed."""
     generator = np.random.default_rng(seed)
-    return {
-        task: generator.integers(len(values), size=(count, len(values)))
-        for task, values in items.right.items()
-    }
+    if not items.shared:
+        return {
+            task: generator.multinomial(len(own), np.full(len(own), 1 / len(own)), size=count)
+            for task, own in items.group.items()
+        }
+    numbers, index = np.unique(np.concatenate(list(items.group.values())), return_inverse=True)
+    often = generator.multinomial(len(numbers), np.full(len(numbers), 1 / len(numbers)), size=count)
+    ends = np.cumsum([len(own) for own in items.group.values()])[:-1]
+    return dict(zip(items.group, np.split(often[:, index], ends, axis=1), strict=True))
+
+
+def _means(values: np.ndarray, often: np.ndarray) -> np.ndarray:
+    """Mean of the drawn values, [count]; NaN where none was drawn."""
+    total = often.sum(1)
+    return np.where(total > 0, often @ values / np.maximum(total, 1), np.nan)
 
 
 def _retentions(found: Items, dense: Items, drawn: Mapping[str, np.ndarray]) -> np.ndarray:
     shares = []
-    for task, index in drawn.items():
+    for task, often in drawn.items():
         if dense.right[task].mean() > 0:
-            base = dense.right[task][index].mean(1)
+            base = _means(dense.right[task], often)
             # A draw in which the dense model is never right says nothing about this task.
-            share = found.right[task][index].mean(1) / np.where(base > 0, base, np.nan)
-            shares.append(share)
+            shares.append(_means(found.right[task], often) / np.where(base > 0, base, np.nan))
     return np.nanmean(shares, axis=0)
 
 
 def _nlls(found: Items, drawn: Mapping[str, np.ndarray]) -> np.ndarray:
-    return np.mean([found.nll[task][index].mean(1) for task, index in drawn.items()], axis=0)
+    return np.nanmean([_means(found.nll[task], often) for task, often in drawn.items()], axis=0)
 
 
 def interval(value: float, drawn: np.ndarray) -> Interval:
@@ -158,6 +181,8 @@ def sign_flip(ours: Items, rival: Items, seed: int = 0, count: int = DRAWS) -> f
     weighted = np.concatenate(
         [(ours.nll[task] - rival.nll[task]) / len(ours.nll[task]) for task in ours.nll]
     )
+    _, index = np.unique(np.concatenate(list(ours.group.values())), return_inverse=True)
+    weighted = np.bincount(index, weights=weighted)  # what is shared flips together
     generator = np.random.default_rng(seed)
     signs = generator.integers(2, size=(count, len(weighted))) * 2 - 1
     at_least = np.abs(signs @ weighted) >= abs(weighted.sum()) - 1e-12

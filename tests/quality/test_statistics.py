@@ -78,7 +78,11 @@ def test_intervals_are_those_of_a_slow_bootstrap() -> None:
     kept, nll = summarise(items_of(cells), items_of([dense]))
     drawn = draws(items_of([dense]))
     slow = [
-        {task: index[number].tolist() for task, index in drawn.items()} for number in range(2000)
+        {
+            task: [item for item, often in enumerate(counts[number]) for _ in range(often)]
+            for task, counts in drawn.items()
+        }
+        for number in range(2000)
     ]
     wanted = np.quantile([slow_retention(cells, dense, d) for d in slow], [0.025, 0.975])
     assert (kept.low, kept.high) == pytest.approx(tuple(wanted))
@@ -128,3 +132,20 @@ def test_other_seeds_or_items_cannot_be_paired() -> None:
         compare(ours, other, dense)
     with pytest.raises(ResultError, match="different items"):
         items_of([cell("a", 0, answers(0.6, 1, 1)), cell("a", 1, answers(0.6, 1, 1, (5, 5)))])
+
+
+def test_items_that_share_a_picture_are_drawn_together_in_all_tasks() -> None:
+    rng = random.Random(0)
+    groups = {"a": [0, 0, 1, 2], "b": [0, 2, 2, 3, 4]}
+    tasks = {
+        name: TaskItems([1] * len(own), [1] * len(own), [rng.randrange(999) for _ in own], own)
+        for name, own in groups.items()
+    }
+    items = items_of([cell("a", 0, tasks)])
+    drawn = draws(items, count=200)
+    for a, b in zip(drawn["a"], drawn["b"], strict=True):
+        assert a[0] == a[1] == b[0] and a[3] == b[1] == b[2]
+        assert a[0] + a[2] + a[3] + b[3] + b[4] == 5  # as many groups as there are
+    # Signs flip by group, so five groups have 32 outcomes and none is rarer than 1 in 16.
+    zero = {name: TaskItems(t.right, t.of, [0] * len(t.of), t.group) for name, t in tasks.items()}
+    assert sign_flip(items, items_of([cell("b", 0, zero)]), count=5000) > 0.04
