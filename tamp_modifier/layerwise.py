@@ -127,21 +127,25 @@ class ATP(LayerwiseAllocation):
 
     Attributes:
         beta: common difference. The paper searches it for every model, in steps of 0.002, by
-            perplexity; None takes half of the largest one allowed.
+            perplexity; None takes a share of the largest one allowed.
+        share: that share, in [0, 1].
     """
 
     name = "atp"
     measure = "depth"
     beta: float | None = None
+    share: float = 0.5
 
     def __post_init__(self) -> None:
         if self.beta is not None:
             _check_positive("beta", self.beta)
+        if not 0.0 <= self.share <= 1.0:
+            raise ValueError(f"share must be in [0, 1], got {self.share}")
 
     def offsets(self, importance: Mapping[str, float], sparsity: float) -> dict[str, float]:
         depths = {depth: number for number, depth in enumerate(sorted(set(importance.values())))}
         largest = min(2.0 * sparsity, 2.0 * (1.0 - sparsity)) / max(len(depths) - 1, 1)
-        beta = largest / 2.0 if self.beta is None else self.beta
+        beta = self.share * largest if self.beta is None else self.beta
         if beta > largest * (1.0 + 1e-9):
             raise ValueError(
                 f"beta must be at most {largest:.6g} for sparsity {sparsity} and {len(depths)} "

@@ -166,3 +166,22 @@ def test_default_caps() -> None:
 def test_bad_options_are_refused(name: str, options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         get_allocation(name, **options)
+
+
+@given(st.floats(0.1, 0.9), st.floats(0.0, 1.0), st.integers(2, 12))
+def test_atp_takes_the_share_of_the_steepest_line_that_it_is_given(
+    sparsity: float, share: float, layers: int
+) -> None:
+    depth = {f"layer {number}": float(number) for number in range(layers)}
+    numel = dict.fromkeys(depth, 100)
+    found = get_allocation("atp", share=share)(depth, numel, sparsity, 1.0)
+    values = list(found.values())
+    widest = 2.0 * min(sparsity, 1.0 - sparsity)
+    assert values[-1] - values[0] == pytest.approx(share * widest, abs=1e-6)
+    assert sum(values) / layers == pytest.approx(sparsity)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1])
+def test_a_share_out_of_range_is_refused(share: float) -> None:
+    with pytest.raises(ValueError, match=r"share must be in \[0, 1\]"):
+        get_allocation("atp", share=share)
