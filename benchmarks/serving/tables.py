@@ -38,8 +38,8 @@ def markdown(results: dict[str, Any]) -> str:
         f"{results['cpu']}, {results['cores']} cores, {results['date'][:10]}, "
         f"vLLM {results['vllm']} on CPU, eager, bf16; prompts of {results['prompt']} tokens. "
         "The limit is for batch size 1: the read bandwidth, measured, over the bytes of the "
-        "weights that a step reads; in brackets the ratio of these bytes. Peak: the most that the "
-        "process held while loading. Mapped files, such as the checkpoint's, are not counted.",
+        "weights that a step reads; in brackets the ratio of these bytes. Memory is what the "
+        "process holds more than before the load, without mapped files such as the checkpoint's.",
     ]
     return "\n".join(lines).lstrip()
 
@@ -50,7 +50,7 @@ def _ratio(value: float, base: float | None) -> str:
 
 def _memory(runs: list[Run], dense: dict[int, Run]) -> list[str]:
     lines = [
-        "| | Linears, MiB (of dense) | process after load, MiB | peak of load, MiB | load, s |",
+        "| | Linears, MiB (of dense) | resident after load, MiB | peak of load, MiB | load, s |",
         "|---|---:|---:|---:|---:|",
     ]
     threads = runs[0]["threads"]
