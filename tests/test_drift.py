@@ -59,7 +59,7 @@ def collect(
         collector.layer_done("layer", [LayerStates(number, x, y, types)])
         collector.collect(Activations(target, number, inputs, inputs, types))
     assert collector.has_seen(target.name)
-    collector.settle(target.name)
+    collector.settle([target])
     return collector, target
 
 
@@ -72,7 +72,7 @@ def test_the_tokens_are_those_of_the_paper(moved: float, alpha: float) -> None:
     assert collector.indices(target.name, len(found)) == expected
     assert collector.tokens_seen(target.name) == sum(map(len, expected))
     pool = torch.cat([s[2][picked] for s, picked in zip(found, expected, strict=True)])
-    statistics = collector.statistics(target.name)
+    statistics = collector.statistics([target], {target.name: 0})[target.name]
     assert statistics.tokens == len(pool)
     torch.testing.assert_close(statistics.result(), pool.square().mean(0))
 
@@ -83,7 +83,8 @@ def test_the_hessian_gets_the_same_tokens() -> None:
     expected = slow_drift(found, 1.0)
     pool = torch.cat([s[2][picked] for s, picked in zip(found, expected, strict=True)])
     torch.testing.assert_close(
-        collector.statistics(target.name).result(), pool.T @ pool / len(pool)
+        collector.statistics([target], {target.name: 0})[target.name].result(),
+        pool.T @ pool / len(pool),
     )
 
 
@@ -113,7 +114,7 @@ def test_experts_get_the_selected_tokens_among_those_routed_to_them() -> None:
         at = routed[number]
         collector.layer_done("layer", [LayerStates(number, x, y, types)])
         collector.collect(Activations(target, number, inputs[at], inputs[at], types[at], tokens=at))
-    collector.settle(target.name)
+    collector.settle([target])
     assert collector.indices(target.name, 3) == [
         [token for token in picked if token in at.tolist()]
         for picked, at in zip(expected, routed, strict=True)
@@ -128,8 +129,11 @@ def test_an_expert_without_a_selected_token_takes_all_of_its_own() -> None:
     at = torch.tensor([least])
     collector.layer_done("layer", [LayerStates(0, x, y, types)])
     collector.collect(Activations(target, 0, inputs[at], inputs[at], types[at], tokens=at))
-    collector.settle(target.name)
-    torch.testing.assert_close(collector.statistics(target.name).result(), inputs[least].square())
+    collector.settle([target])
+    torch.testing.assert_close(
+        collector.statistics([target], {target.name: 0})[target.name].result(),
+        inputs[least].square(),
+    )
 
 
 def test_states_that_are_not_finite_are_told() -> None:
