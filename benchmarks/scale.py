@@ -1,7 +1,7 @@
 """Time and memory of pruning large models, on paper, and a run that checks the paper.
 
-    python benchmarks/scale.py                      # the table of docs/scale.md
-    python benchmarks/scale.py --check --output output/bench-scale.json
+    python -m benchmarks.scale                      # the tables of docs/scale.md and examples/
+    python -m benchmarks.scale --check --output output/bench-scale.json
 
 The check prunes a random LLaVA of a billion parameters in a process of its own, with its weights in
 memory and on disk, and compares processor time and memory with the estimate for this machine. What
@@ -18,117 +18,54 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from benchmarks.calibration import IMAGE_ID, high_water, reset_high_water
+from benchmarks.configs import EXAMPLES, LARGE
 
 SAMPLES, TOKENS = 128, 2048
 """Of the table: 128 samples of 2,048 tokens."""
 CHECK_SAMPLES, IMAGE_TOKENS, TEXT_TOKENS = 4, 144, 48
 
 
-def llava_next_8b() -> Any:
-    """Config of LLaVA-NeXT on Llama 3 8B."""
-    import transformers as tf
-
-    text = tf.LlamaConfig(
-        vocab_size=128320,
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-    )
-    vision = tf.CLIPVisionConfig(
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        image_size=336,
-        patch_size=14,
-    )
-    return tf.LlavaNextConfig(vision_config=vision, text_config=text)
-
-
-def qwen2_5_vl_72b() -> Any:
-    """Config of Qwen2.5-VL 72B."""
-    import transformers as tf
-
-    text = {
-        "vocab_size": 152064,
-        "hidden_size": 8192,
-        "intermediate_size": 29568,
-        "num_hidden_layers": 80,
-        "num_attention_heads": 64,
-        "num_key_value_heads": 8,
-        "rope_parameters": {"rope_type": "default", "mrope_section": [16, 24, 24]},
-    }
-    vision = {
-        "depth": 32,
-        "hidden_size": 1280,
-        "intermediate_size": 3456,
-        "num_heads": 16,
-        "out_hidden_size": 8192,
-    }
-    return tf.Qwen2_5_VLConfig(text_config=text, vision_config=vision)
-
-
-def qwen3_vl_235b() -> Any:
-    """Config of Qwen3-VL 235B-A22B, a mixture of 128 experts of which 8 are used."""
-    import transformers as tf
-
-    text = {
-        "vocab_size": 151936,
-        "hidden_size": 4096,
-        "intermediate_size": 12288,
-        "num_hidden_layers": 94,
-        "num_attention_heads": 64,
-        "num_key_value_heads": 4,
-        "head_dim": 128,
-        "num_experts": 128,
-        "num_experts_per_tok": 8,
-        "moe_intermediate_size": 1536,
-        "rope_parameters": {"rope_type": "default", "mrope_section": [24, 20, 20]},
-    }
-    vision = {
-        "depth": 27,
-        "hidden_size": 1152,
-        "intermediate_size": 4304,
-        "num_heads": 16,
-        "out_hidden_size": 4096,
-    }
-    return tf.Qwen3VLMoeConfig(text_config=text, vision_config=vision)
-
-
-MODELS: dict[str, Callable[[], Any]] = {
-    "LLaVA-NeXT 8B": llava_next_8b,
-    "Qwen2.5-VL 72B": qwen2_5_vl_72b,
-    "Qwen3-VL 235B-A22B": qwen3_vl_235b,
-}
-
-
-def table() -> list[str]:
+def large_table() -> list[str]:
     """Rows of docs/scale.md."""
     from tamp_modifier.estimate import duration, estimate, measure_config
 
     rows = [
-        "| model | accelerators | forwards | time | time, from disk | accelerator | host | "
+        "| model | accelerators | run | time | time, from disk | each accelerator | host | "
         "host, from disk |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        "|---|---:|---|---:|---:|---:|---:|---:|",
     ]
-    for name, make in MODELS.items():
+    for name, make in LARGE.items():
         shapes = measure_config(make())
+        runs: dict[str, dict[str, Any]] = {"3 passes": {}, "`one_pass`": {"passes": 1}}
+        if shapes.experts:
+            runs["3 passes, all experts"] = {"all_experts": True}
         for processes in (1, 8):
-            for passes, label in ((3, "3"), (1, "1 (`one_pass`)")):
-                found = estimate(shapes, SAMPLES, TOKENS, passes=passes, processes=processes)
+            for label, options in runs.items():
+                found = estimate(shapes, SAMPLES, TOKENS, processes=processes, **options)
                 rows.append(
                     f"| {name} | {processes} | {label} | {duration(found.seconds)} | "
                     f"{duration(found.seconds_disk)} | {found.device_peak / 1e9:.1f} GB | "
                     f"{found.host_peak / 1e9:.0f} GB | {found.host_peak_disk / 1e9:.0f} GB |"
                 )
+    return rows
+
+
+def example_table() -> list[str]:
+    """Rows of examples/README.md."""
+    from tamp_modifier.estimate import duration, estimate, measure_config
+
+    rows = ["| example | weights | accelerator | host | time |", "|---|---:|---:|---:|---:|"]
+    for name, make in EXAMPLES.items():
+        found = estimate(measure_config(make()), SAMPLES, TOKENS)
+        rows.append(
+            f"| `{name}` | {found.weights / 1e9:.0f} GB | {found.device_peak / 1e9:.1f} GB | "
+            f"{found.host_peak / 1e9:.0f} GB | {duration(found.seconds)} |"
+        )
     return rows
 
 
@@ -183,7 +120,7 @@ def batches() -> Any:
 
     samples = []
     for _ in range(CHECK_SAMPLES):
-        text = torch.randint(3, 100, (TEXT_TOKENS,))
+        text = torch.randint(100, 8000, (TEXT_TOKENS,))
         ids = torch.cat([text[:16], torch.full((IMAGE_TOKENS,), IMAGE_ID), text[16:]])[None]
         pixels = torch.randn(1, 3, 192, 192).bfloat16()
         samples.append({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
@@ -303,7 +240,7 @@ def main() -> None:
         if args.output is not None:
             write_json(args.output, found)
     else:
-        print("\n".join(table()))
+        print("\n".join([*large_table(), "", *example_table()]))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -29,3 +30,54 @@ def test_llava_next_prunes_answers_and_saves(tmp_path: Path, model: str) -> None
     assert report["reached_sparsity"] == pytest.approx(0.5, abs=0.01)
     assert report["tokens"]["image"] > report["tokens"]["text"]
     assert (tmp_path / "pruned" / "model.safetensors").is_file()
+
+
+SCRIPTS = {
+    "qwen_vl/qwen2_5_vl.py": {"image", "text"},
+    "qwen_vl/qwen3_vl.py": {"image", "text"},
+    "gemma3/gemma3.py": {"image", "text"},
+    "internvl/internvl.py": {"image", "text"},
+    "omni/qwen2_5_omni.py": {"audio", "image", "text"},
+    "videollama2/videollama2_av.py": {"audio", "text", "video"},
+}
+"""Script -> modalities that it calibrates with."""
+
+
+def test_every_script_is_tested_and_has_a_readme() -> None:
+    scripts = {str(path.relative_to(ROOT / "examples")) for path in ROOT.glob("examples/*/*.py")}
+    scripts = {name for name in scripts if "tiny_mllm" not in name}
+    assert scripts == {*SCRIPTS, "llava/llava_next.py"}
+    for name in scripts:
+        readme = (ROOT / "examples" / name).parent / "README.md"
+        assert Path(name).name in readme.read_text(), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_prunes_a_tiny_model_answers_and_saves(
+    tmp_path: Path,
+    script: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = ROOT / "examples" / script
+    monkeypatch.setattr(sys, "argv", [str(path), "--tiny", "--output", str(tmp_path / "pruned")])
+    runpy.run_path(str(path), run_name="__main__")
+    assert "answer: " in capsys.readouterr().out
+    report = json.loads((tmp_path / "pruned" / "tamp_report.json").read_text())
+    assert report["reached_sparsity"] == pytest.approx(0.5, abs=0.01)
+    assert set(report["tokens"]) == SCRIPTS[script]
+    assert (tmp_path / "pruned" / "model.safetensors").is_file()
+    assert (tmp_path / "pruned" / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_without_data_says_so(
+    script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = ROOT / "examples" / script
+    monkeypatch.setattr(sys, "argv", [str(path)])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(path), run_name="__main__")
+    assert end.value.code == 2
+    assert "give --data or --tiny" in capsys.readouterr().err

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,57 +21,13 @@ from tamp_modifier import TAMPModifier
 from tamp_modifier.demo.evaluation import MODEL_FOLDER
 from tamp_modifier.demo.pictures import draw
 from tamp_modifier.demo.questions import PICTURE_TASKS, balance_keys, balanced_picture_question
+from tamp_modifier.demo.tiny import tiny_model
 
 MODEL_ID = "llava-hf/llama3-llava-next-8b-hf"
 DATASET_ID = "lmms-lab/flickr30k"
 SAMPLES = {"hub": 128, "box": 32, "tiny": 4}
 SPARSITY = 0.5
 SEED = 0
-
-
-def make_tiny(folder: str) -> str:
-    """Writes a LLaVA-NeXT with random weights and a small vocabulary, and returns its folder."""
-    from transformers import (
-        LlamaConfig,
-        LlavaNextConfig,
-        LlavaNextForConditionalGeneration,
-        LlavaNextProcessor,
-        SiglipVisionConfig,
-    )
-    from transformers.models.llava_next.image_processing_pil_llava_next import (
-        LlavaNextImageProcessorPil,
-    )
-
-    from tamp_modifier.demo.processing import CHAT_TEMPLATE, build_tokenizer
-
-    tokenizer = build_tokenizer()
-    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
-    text = LlamaConfig(
-        **sizes, vocab_size=len(tokenizer), num_attention_heads=4, num_key_value_heads=2
-    )
-    vision = SiglipVisionConfig(**sizes, num_attention_heads=4, image_size=32, patch_size=8)
-    config = LlavaNextConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        image_grid_pinpoints=[[32, 64], [64, 32], [64, 64]],
-        vision_feature_select_strategy="full",
-        vision_feature_layer=-1,
-    )
-    processor = LlavaNextProcessor(
-        LlavaNextImageProcessorPil(
-            size={"shortest_edge": 32},
-            crop_size={"height": 32, "width": 32},
-            image_grid_pinpoints=config.image_grid_pinpoints,
-        ),
-        tokenizer,
-        patch_size=8,
-        vision_feature_select_strategy="full",
-        chat_template=CHAT_TEMPLATE,
-    )
-    LlavaNextForConditionalGeneration(config).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
 
 
 parser = argparse.ArgumentParser()
@@ -82,12 +37,13 @@ args = parser.parse_args()
 torch.manual_seed(SEED)
 
 # Load.
+model: Any
 if args.model == "tiny":
-    model_id = make_tiny(tempfile.mkdtemp(prefix="tiny-llava-next-"))
+    model, processor = tiny_model("llava_next")
 else:
     model_id = MODEL_ID if args.model == "hub" else str(MODEL_FOLDER)
-model: Any = AutoModelForImageTextToText.from_pretrained(model_id, dtype=torch.bfloat16)
-processor = AutoProcessor.from_pretrained(model_id)
+    model = AutoModelForImageTextToText.from_pretrained(model_id, dtype=torch.bfloat16)
+    processor = AutoProcessor.from_pretrained(model_id)
 
 # Data: pictures, each with a question and its answer. Real ones from the hub, or drawn here.
 conversations = []
