@@ -9,8 +9,8 @@ SOURCES = (
     "gemv_portable.c",
     "gemv_avx2.c",
     "gemv_avx512.c",
-    "gemv_avx512bf16.c",
-    "gemm_avx512bf16.c",
+    "compressed_avx512bf16.c",
+    "multiply_avx512bf16.c",
 )
 
 setup(

@@ -16,7 +16,7 @@ import math
 import torch
 from torch import Tensor
 
-from tamp_modifier.sparse import native
+from tamp_modifier.sparse import memory, native
 
 BLOCK_ROWS = 4
 TILE_COLUMNS = 32
@@ -168,12 +168,12 @@ def _native_pack(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     shape = (weight.shape[0], weight.shape[1])
     if shape[1] and weight.stride(1) != 1:
         weight = weight.contiguous()
-    # Of the weight's device, whatever `torch.device` context is active.
-    mask = weight.new_empty(mask_shape(shape), dtype=torch.int32)
+    # On the weight's device, whatever `torch.device` context is active.
+    mask = memory.empty(mask_shape(shape), torch.int32)
     offsets = weight.new_empty(mask.shape[0] + 1, dtype=torch.int64)
     native.pack_mask(weight, mask, offsets)
     kept = int(offsets[-1])
-    values = weight.new_empty(kept + padding_length(weight.dtype))
+    values = memory.empty((kept + padding_length(weight.dtype),), weight.dtype)
     values.view(STORAGE_DTYPES[weight.dtype])[kept:] = 0
     native.pack_values(weight, mask, offsets, values)
     return mask, values, offsets

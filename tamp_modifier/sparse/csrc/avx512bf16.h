@@ -1,4 +1,4 @@
-/* What the two AVX-512 BF16 files share. */
+/* What the AVX-512 BF16 files share. */
 #ifndef AVX512BF16_H
 #define AVX512BF16_H
 
@@ -7,8 +7,13 @@
 #ifdef TAMP_X86
 #include <immintrin.h>
 
-/* Without this the kernels wait for memory: the hardware prefetcher alone does not keep up. */
-#define PREFETCH_BYTES 2048
+/* Prefetching, in bytes of the values: into the level-2 cache early, as that can wait for more lines of
+ * memory at once, and into the level-1 cache later. Either alone is slower, and so is every line left
+ * out. A mask word is two bytes for every 16 of the values at 50 %. */
+#define FAR 8192
+#define NEAR 3072
+#define MASK_FAR (FAR / 8)
+#define MASK_NEAR (NEAR / 8)
 
 #define INLINE static inline TARGET_AVX512BF16 __attribute__((always_inline))
 
@@ -23,8 +28,25 @@ INLINE __m512bh expand(__mmask32 mask, const uint16_t *values) {
 
 INLINE __m512bh load_x(const uint16_t *x) { return (__m512bh)_mm512_loadu_si512(x); }
 
-INLINE void prefetch(const uint16_t *values) {
-    _mm_prefetch((const char *)values + PREFETCH_BYTES, _MM_HINT_T0);
+/* For one tile. `third` is where the values of its third row begin. */
+INLINE void prefetch(const uint64_t *mask, const uint16_t *values, const uint16_t *third,
+                     const int wide) {
+    const char *start = (const char *)values;
+    _mm_prefetch(start + NEAR, _MM_HINT_T0);
+    _mm_prefetch((const char *)third + NEAR, _MM_HINT_T0);
+    _mm_prefetch(start + FAR, _MM_HINT_T1);
+    _mm_prefetch(start + FAR + 64, _MM_HINT_T1);
+    if (wide) {
+        _mm_prefetch((const char *)third + NEAR + 64, _MM_HINT_T0);
+        _mm_prefetch(start + FAR + 128, _MM_HINT_T1);
+    }
+    _mm_prefetch((const char *)mask + MASK_NEAR, _MM_HINT_T0);
+    _mm_prefetch((const char *)mask + MASK_FAR, _MM_HINT_T1);
+}
+
+/* Whether tiles keep more than the two lines that are prefetched otherwise. */
+INLINE int is_wide(const tamp_weight *w) {
+    return (double)w->kept > 0.53 * (double)w->rows * (double)w->columns;
 }
 
 INLINE int64_t count32(uint64_t word) { return __builtin_popcount((uint32_t)word); }
@@ -43,12 +65,14 @@ INLINE __m512 unpack_add_pd(__m512 a, __m512 b) {
                          _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
 }
 
-/* The sums of four registers. */
-INLINE __m128 reduce4(__m512 a, __m512 b, __m512 c, __m512 d) {
+/* Four sums in each of four lanes; fold adds the lanes up. */
+INLINE __m512 transpose_add(__m512 a, __m512 b, __m512 c, __m512 d) {
     const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
     const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
-    const __m512 abcd = unpack_add_pd(ab, cd);
-    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(abcd), _mm512_extractf32x8_ps(abcd, 1));
+    return unpack_add_pd(ab, cd);
+}
+INLINE __m128 fold(__m512 sums) {
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(sums), _mm512_extractf32x8_ps(sums, 1));
     return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
 }
 
@@ -73,6 +97,12 @@ INLINE void store_block(const tamp_weight *w, const tamp_product *p, int64_t blo
     _mm_storel_epi64((__m128i *)((uint16_t *)p->y + m * p->ldy + row),
                      _mm_packus_epi32(result, result));
 }
+
+/* Whether the second of these is faster than the first for the only row of x. */
+int tamp_compressing_pays(const tamp_weight *w, const tamp_product *p);
+/* Up to PANEL_ROWS rows of x. */
+int tamp_expanded_avx512bf16(const tamp_weight *w, const tamp_product *p, int64_t begin, int64_t end);
+int tamp_compressed_avx512bf16(const tamp_weight *w, const tamp_product *p, int64_t begin, int64_t end);
 
 #endif
 #endif

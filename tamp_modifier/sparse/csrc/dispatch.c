@@ -85,29 +85,60 @@ typedef struct {
     tamp_weight weight;
     tamp_product product;
     tamp_kernel kernel;
-    int64_t m;
+    const void *x;  /* as the caller gives it */
+    char *prepared; /* as the kernel wants it */
+    int64_t m, x_stride;
+    int64_t strip;         /* rows of x in one call of the kernel */
     size_t x_size, y_size; /* bytes of an entry of the prepared x, of y */
     int corrupt;
 } linear_task;
 
 static void multiply_blocks(void *context, int64_t begin, int64_t end) {
     linear_task *task = context;
-#ifdef TAMP_X86
-    if (task->m > MAX_M && task->kernel == tamp_gemv_avx512bf16) {
+    for (int64_t first = 0; first < task->m; first += task->strip) {
         tamp_product product = task->product;
-        product.m = (int)task->m;
-        if (tamp_gemm_avx512bf16(&task->weight, &product, begin, end))
-            __atomic_store_n(&task->corrupt, 1, __ATOMIC_RELAXED);
-        return;
-    }
-#endif
-    for (int64_t first = 0; first < task->m; first += MAX_M) {
-        tamp_product product = task->product;
-        product.m = task->m - first < MAX_M ? (int)(task->m - first) : MAX_M;
+        product.m = (int)(task->m - first < task->strip ? task->m - first : task->strip);
         product.x = (const char *)product.x + first * product.ldx * task->x_size;
         product.y = (char *)product.y + first * product.ldy * task->y_size;
         if (task->kernel(&task->weight, &product, begin, end))
             __atomic_store_n(&task->corrupt, 1, __ATOMIC_RELAXED);
+    }
+}
+
+/* Columns [begin, end) of x, in tiles, for the fp32 kernels: [m, ldx]. */
+static void prepare_rows(void *context, int64_t begin, int64_t end) {
+    const linear_task *t = context;
+    for (int64_t row = 0; row < t->m; row++) {
+        float *to = (float *)t->prepared + row * t->product.ldx;
+        for (int64_t c = begin * TILE_COLUMNS; c < end * TILE_COLUMNS; c++)
+            to[c] = c < t->weight.columns ? load_float(t->x, row * t->x_stride + c, t->product.dtype) : 0;
+    }
+}
+
+/* The same for PATH_AVX512BF16: bf16 panels, so that its kernel reads one sequential stream. */
+static void prepare_panels(void *context, int64_t begin, int64_t end) {
+    const linear_task *t = context;
+    uint16_t *panel = (uint16_t *)t->prepared;
+    for (int64_t first = 0; first < t->m; first += t->strip) {
+        const int64_t stop = first + t->strip < t->m ? first + t->strip : t->m;
+        for (int64_t row = first; row < stop;) {
+            const int rows = panel_rows((int)(stop - row));
+            for (int64_t tile = begin; tile < end; tile++) {
+                const int64_t column = tile * TILE_COLUMNS, left = t->weight.columns - column;
+                uint16_t *to = panel + tile * rows * TILE_COLUMNS;
+                const uint16_t *from = (const uint16_t *)t->x + row * t->x_stride + column;
+                for (int i = 0; i < rows; i++, to += TILE_COLUMNS, from += t->x_stride) {
+                    if (left >= TILE_COLUMNS) {
+                        memcpy(to, from, TILE_COLUMNS * sizeof *to);
+                    } else {
+                        memset(to, 0, TILE_COLUMNS * sizeof *to);
+                        memcpy(to, from, (size_t)left * sizeof *to);
+                    }
+                }
+            }
+            panel += rows * t->product.ldx;
+            row += rows;
+        }
     }
 }
 
@@ -119,7 +150,7 @@ EXPORT int tamp_linear(const void *x, int64_t m, int64_t x_stride, int dtype, co
     static const tamp_kernel kernels[PATHS] = {
         tamp_gemv_portable,
 #ifdef TAMP_X86
-        tamp_gemv_avx2, tamp_gemv_avx512, tamp_gemv_avx512bf16,
+        tamp_gemv_avx2, tamp_gemv_avx512, tamp_multiply_avx512bf16,
 #endif
     };
     int path = current_path;
@@ -131,11 +162,18 @@ EXPORT int tamp_linear(const void *x, int64_t m, int64_t x_stride, int dtype, co
         .weight = {mask, values, offsets, kept, rows, columns, (rows + BLOCK_ROWS - 1) / BLOCK_ROWS, tiles},
         .product = {.dtype = dtype, .y = y, .ldy = rows},
         .kernel = kernels[path],
+        .x = x,
         .m = m,
+        .x_stride = x_stride,
+        .strip = MAX_M,
         .x_size = as_bf16 ? 2 : 4,
         .y_size = dtype == DTYPE_FP32 ? 4 : 2,
     };
-    const int copy = width != columns || !(as_bf16 || dtype == DTYPE_FP32);
+    if (as_bf16 && m > 0) { /* strips of nearly the same size */
+        const int64_t strips = (m + STRIP_ROWS - 1) / STRIP_ROWS;
+        task.strip = (m + strips - 1) / strips;
+    }
+    const int copy = width != columns || (as_bf16 ? m > 1 : dtype != DTYPE_FP32);
     const size_t x_bytes = copy ? (size_t)(m * width) * task.x_size : 0;
     char *scratch = NULL;
     if (x_bytes || bias) {
@@ -143,16 +181,10 @@ EXPORT int tamp_linear(const void *x, int64_t m, int64_t x_stride, int dtype, co
         if (!scratch) return 2;
     }
     char *aligned = (char *)(((uintptr_t)scratch + 63) & ~(uintptr_t)63);
+    task.prepared = aligned;
     task.product.x = copy ? aligned : x;
     task.product.ldx = copy ? width : x_stride;
-    for (int64_t i = 0; copy && i < m; i++) {
-        char *to = aligned + i * width * task.x_size;
-        if (as_bf16) memcpy(to, (const uint16_t *)x + i * x_stride, columns * 2);
-        else
-            for (int64_t c = 0; c < columns; c++)
-                ((float *)to)[c] = load_float(x, i * x_stride + c, dtype);
-        memset(to + columns * task.x_size, 0, (width - columns) * task.x_size);
-    }
+    if (copy) tamp_parallel(as_bf16 ? prepare_panels : prepare_rows, &task, tiles, m * width);
     if (bias) {
         float *converted = (float *)(aligned + x_bytes);
         for (int64_t r = 0; r < rows; r++) converted[r] = load_float(bias, r, dtype);

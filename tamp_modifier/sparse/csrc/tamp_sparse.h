@@ -8,7 +8,9 @@
 #define BLOCK_ROWS 4
 #define TILE_COLUMNS 32
 #define PADDING_BYTES 64
-#define MAX_M 8 /* rows of x that the kernels multiply at once */
+#define MAX_M 8       /* rows of x that the fp32 kernels multiply at once */
+#define PANEL_ROWS 6  /* and PATH_AVX512BF16: 4 * 6 sums stay in registers */
+#define STRIP_ROWS 66 /* rows of x that share one expansion there */
 
 #if (defined(__x86_64__) || defined(_M_X64)) && (defined(__GNUC__) || defined(__clang__))
 #define TAMP_X86 1
@@ -39,8 +41,9 @@ typedef struct {
     int64_t kept, rows, columns, blocks, tiles;
 } tamp_weight;
 
-/* x: [m, ldx], 1 <= m <= MAX_M, columns padded with zeros to a multiple of 32; fp32, but bf16 for the
- * bf16 weights of PATH_AVX512BF16. y: [m, ldy] in the weight's dtype. bias: fp32 [rows] or NULL. */
+/* x: [m, ldx], 1 <= m <= MAX_M, columns padded with zeros to a multiple of 32; fp32. For the bf16 weights
+ * of PATH_AVX512BF16 it is bf16 in panels of up to 6 rows, [tiles, rows, 32] each, and m <= STRIP_ROWS.
+ * y: [m, ldy] in the weight's dtype. bias: fp32 [rows] or NULL. */
 typedef struct {
     const void *x;
     int64_t ldx;
@@ -56,16 +59,19 @@ typedef int (*tamp_kernel)(const tamp_weight *w, const tamp_product *p, int64_t 
 int tamp_gemv_portable(const tamp_weight *w, const tamp_product *p, int64_t begin, int64_t end);
 int tamp_gemv_avx2(const tamp_weight *w, const tamp_product *p, int64_t begin, int64_t end);
 int tamp_gemv_avx512(const tamp_weight *w, const tamp_product *p, int64_t begin, int64_t end);
-int tamp_gemv_avx512bf16(const tamp_weight *w, const tamp_product *p, int64_t begin, int64_t end);
-
-/* Any m; bf16 only. */
-int tamp_gemm_avx512bf16(const tamp_weight *w, const tamp_product *p, int64_t begin, int64_t end);
+int tamp_multiply_avx512bf16(const tamp_weight *w, const tamp_product *p, int64_t begin, int64_t end);
 
 /* The path in use; tamp_set_path sets it, the best one of this CPU or a lower one. */
 int tamp_path(void);
 /* Calls work(context, begin, end) on ranges that cover [0, count), in parallel where OpenMP runs. */
 typedef void (*tamp_range)(void *context, int64_t begin, int64_t end);
 void tamp_parallel(tamp_range work, void *context, int64_t count, int64_t cost);
+
+/* Rows of the next panel of x where `left` rows are left: panels of nearly the same size. */
+ALWAYS_INLINE int panel_rows(int left) {
+    const int panels = (left + PANEL_ROWS - 1) / PANEL_ROWS;
+    return (left + panels - 1) / panels;
+}
 
 ALWAYS_INLINE int64_t popcount64(uint64_t bits) { return __builtin_popcountll(bits); }
 
