@@ -1,8 +1,8 @@
 """Memory for packed weights on huge pages.
 
 A product reads its whole weight once. With pages of 4 KB that is one address translation every few
-tiles and, inside a virtual machine, a walk through two page tables; measured on Zen 4 the kernels are
-1.3 to 1.5 times faster with pages of 2 MB. Linux gives them to memory that asks for them
+tiles and, inside a virtual machine, a walk through two page tables; measured on Zen 4 the kernels
+are 1.3 to 1.5 times faster with pages of 2 MB. Linux gives them to memory that asks for them
 (``MADV_HUGEPAGE``); elsewhere, or where they are switched off, everything works with small pages.
 """
 
