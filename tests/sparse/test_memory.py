@@ -68,3 +68,9 @@ def test_without_huge_pages_the_same_numbers_come_out(monkeypatch):
     packed = sparse.pack(weight)
     assert torch.equal(packed.values, expected.values) and torch.equal(packed.mask, expected.mask)
     assert torch.equal(sparse.unpack(packed), weight)
+
+
+@pytest.mark.parametrize("size", [0, 10, memory.REGION_BYTES])
+def test_memory_is_the_cpu_s_in_every_device_context(size):
+    with torch.device("meta"):
+        assert memory.empty((size,), torch.int8).device.type == "cpu"
