@@ -16,6 +16,7 @@ from rich.console import Console
 from tamp_modifier.allocation import Allocation, get_allocation
 from tamp_modifier.batches import TokenTypesFunction, import_function
 from tamp_modifier.patterns import Structure
+from tamp_modifier.permutation import GROUP
 from tamp_modifier.presets import with_preset
 from tamp_modifier.report import check_writable
 from tamp_modifier.run import PruningRun
@@ -95,6 +96,9 @@ class TAMPModifier(Modifier):
             routers can be targeted by name.
         sequential_targets: class names of the decoder layers, where the model does not tell; by
             default the layers of ``model.get_decoder()``.
+        permute_columns: with N:4, first give the input columns of down_proj and o_proj the order in
+            which the pattern loses least; the rows of up_proj, gate_proj and v_proj follow, so that
+            the model stays the same. Takes one more pass over the dense model, in one process.
         one_pass: measure diversity and activation statistics of the dense model in one pass and
             prune at its end, without propagating the error of pruned layers. Give ``oneshot`` also
             ``propagate_error=False`` (or ``pipeline="basic"``), or it repeats every layer for
@@ -137,6 +141,7 @@ class TAMPModifier(Modifier):
     targets: str | list[str] = Field(default_factory=lambda: ["Linear"])
     ignore: str | list[str] = Field(default_factory=list)
     sequential_targets: str | list[str] | None = None
+    permute_columns: bool = False
     one_pass: bool = False
     positive_only: bool = False
     num_neighbors: int = 3
@@ -202,7 +207,14 @@ class TAMPModifier(Modifier):
                 f"max_sparsity must be between sparsity ({self.sparsity}) and 1, "
                 f"got {self.max_sparsity}"
             )
-        self.structure()
+        structure = self.structure()
+        if self.permute_columns and not (structure.prune_n and structure.prune_m == GROUP):
+            raise ValueError(
+                "permute_columns needs mask_structure '1:4', '2:4' or '3:4', got "
+                f"{self.mask_structure!r}"
+            )
+        if self.permute_columns and (self.one_pass or self.resume_path is not None):
+            raise ValueError("permute_columns excludes one_pass and resume_path")
         return self
 
     # -- lifecycle

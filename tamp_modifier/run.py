@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -24,6 +24,7 @@ from tamp_modifier.batches import (
 from tamp_modifier.budget import some
 from tamp_modifier.collect import SelectionCollector
 from tamp_modifier.collect_drift import DriftCollector
+from tamp_modifier.columns import ColumnOrder
 from tamp_modifier.dense_pass import run_dense_pass
 from tamp_modifier.distributed import agree, all_of, any_of, assign_owners, ranks
 from tamp_modifier.drift import DriftSelection
@@ -65,6 +66,12 @@ class PruningRun:
         self._structure = fields.structure()
         check_columns(self._targets, self._structure.prune_m)
         self._numel = {target.name: target.module.weight.numel() for target in self._targets}
+        self._columns: ColumnOrder | None = None
+        if fields.permute_columns:
+            if ranks() > 1:
+                raise ValueError("permute_columns works in one process only")
+            assert self._structure.prune_n
+            self._columns = ColumnOrder(model, self._targets, self._structure.prune_n)
         self._rule = fields.make_allocation()
         self._token_types_fn = fields.token_types_function()
         self._ids = fields.placeholder_ids(model)
@@ -124,16 +131,22 @@ class PruningRun:
             )
         if self._resume is not None:
             self._open(self._resume, loader)
+        if self._columns is not None:
+            self._permute(loader, self._columns)
+            self._timings["permutation"] = time.perf_counter() - start
         collectors = [self._selected.collect]
         if self._measurement is not None and self._fields.one_pass:
             collectors.append(self._measurement.collect)
         elif self._measurement is not None:
             if not isinstance(self._measurement, SavedMeasurement):
                 self._measure(loader, self._measurement)
-            self._timings["dense_pass"] = time.perf_counter() - start
+            before = self._timings.get("permutation", 0.0)
+            self._timings["dense_pass"] = time.perf_counter() - start - before
             self._allocate()
         loader.rewind()
-        self._observer = self._observe(collectors, self._needs_attention, self._selected)
+        self._observer = self._observe(
+            collectors, self._needs_attention, self._targets, self._selected
+        )
         self._observer.register(self._model, register_hook)
         if self._resume is not None:
             self._resume.watch(self._targets, register_hook)
@@ -209,6 +222,12 @@ class PruningRun:
         if resume.finished:
             logger.info(f"TAMP goes on after {len(resume.finished)} Linears of an earlier run")
 
+    def _permute(self, loader: RepeatableLoader, columns: ColumnOrder) -> None:
+        """Gives columns another order, after a pass that looks at their activations."""
+        logger.info(f"TAMP permutation: columns of {len(columns.targets)} Linears")
+        self._run_dense_pass(loader, columns.collect, columns.targets)
+        columns.apply(next(iter(loader)))
+
     def _measure(self, loader: RepeatableLoader, measurement: Measurement) -> None:
         """Runs the dense pass."""
         assert self._rule is not None
@@ -217,19 +236,27 @@ class PruningRun:
             f"TAMP dense pass: {self._rule.measure} of {len(self._targets)} Linears over {samples} "
             "samples"
         )
-        run_dense_pass(
-            self._model,
-            loader,
-            self._observe([measurement.collect], needs_attention=False),
-            {type(layer).__name__ for layer in self._layers.values()},
-            self._fields.dense_pipeline,
-            self._fields.tracing_ignore,
-        )
+        self._run_dense_pass(loader, measurement.collect, self._targets)
         measurement.join()
         self._refuse_unseen(measurement)
         self._refuse_not_finite(self._targets, measurement)
         if self._resume is not None:
             self._resume.save_measurement(measurement, list(self._numel))
+
+    def _run_dense_pass(
+        self,
+        loader: RepeatableLoader,
+        collect: Callable[[Activations], None],
+        targets: Sequence[Target],
+    ) -> None:
+        run_dense_pass(
+            self._model,
+            loader,
+            self._observe([collect], False, targets),
+            {type(layer).__name__ for layer in self._layers.values()},
+            self._fields.dense_pipeline,
+            self._fields.tracing_ignore,
+        )
 
     def _allocate(self) -> None:
         """Shares the budget out."""
@@ -299,6 +326,7 @@ class PruningRun:
         self,
         collectors: Iterable[Callable[[Activations], None]],
         needs_attention: bool,
+        targets: Sequence[Target],
         selected: SelectionCollector | None = None,
     ) -> Observer:
         def consume(activations: Activations) -> None:
@@ -307,7 +335,7 @@ class PruningRun:
 
         finished = self._resume.finished if self._resume is not None else set()
         return Observer(
-            [target for target in self._targets if target.name not in finished],
+            [target for target in targets if target.name not in finished],
             self._layers,
             self._batches,
             lambda: active_session().state.current_batch_idx,
@@ -318,6 +346,8 @@ class PruningRun:
 
     def _refuse(self, message: str) -> NoReturn:
         self._pruner.undo()
+        if self._columns is not None:
+            self._columns.undo()
         raise RuntimeError(message)
 
     def _refuse_unseen(self, collector: Measurement | SelectionCollector) -> None:
