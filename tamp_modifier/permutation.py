@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 GROUP = 4
-MOST_ROWS = 1024  # rows that are looked at, evenly spread; more change the choice little
+MOST_ROWS = 1024  # rows that are looked at, drawn at random; more change the choice little
 MOST_ROUNDS = 200
 PATIENCE = 10  # rounds over which the gain is measured
 LEAST_GAIN = 1e-4  # of what the pattern removes
@@ -61,8 +61,9 @@ def best_order(metric: Tensor, prune_n: int, seed: int = 0) -> Tensor:
             f"N:4 with 0 < N < 4 and columns divisible by 4 can be permuted, got {prune_n}:4 and "
             f"{columns} columns"
         )
-    seen = metric.float()[:: max(1, rows // MOST_ROWS)].t().contiguous()  # [columns, rows]
     generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randperm(rows, generator=generator)[:MOST_ROWS].sort().values
+    seen = metric[drawn.to(metric.device)].float().t().contiguous()  # [columns, rows]
     groups = _start(seen, prune_n)
     score = _kept(seen, groups, prune_n)
     total, history = float(seen.sum(dtype=torch.float64)), [score]

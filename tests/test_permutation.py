@@ -62,6 +62,12 @@ def test_important_columns_that_lie_together_are_spread() -> None:
     assert (order.view(-1, 4) < 16).sum(1).tolist() == [2] * 8
 
 
+def test_of_many_rows_all_kinds_are_looked_at() -> None:
+    metric = torch.ones(8192, 8)
+    metric[3::8, :4] = 100.0  # one row in eight tells which columns belong apart
+    assert (best_order(metric, 2).view(-1, 4) < 4).sum(1).tolist() == [2, 2]
+
+
 def test_what_does_not_fit_is_refused() -> None:
     for shape, pruned in (((2, 6), 2), ((2, 8), 0), ((2, 8), 4)):
         with pytest.raises(ValueError, match="N:4 with 0 < N < 4"):
