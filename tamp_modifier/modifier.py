@@ -62,7 +62,7 @@ class TAMPModifier(Modifier):
     Args:
         preset: named values for the fields that are not given. "best" is what keeps the most in our
             benchmark: SparseGPT's solver, a least-squares refit of the weights that stay, all
-            modalities counting the same, and DAS in which size counts half. None, the default, is
+            modalities counting the same, and sparsity that rises with depth. None, the default, is
             the published method.
         sparsity: share of the weights of all target Linears that is pruned, in (0, 1).
         mask_structure: "0:0" for unstructured, or "N:M": of every M consecutive weights of a row, N

@@ -11,8 +11,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "score": "sparsegpt",
         "score_options": {"refit": 16},
         "selection": "balanced",
-        "allocation": "das",
-        "allocation_options": {"numel_power": 0.5},
+        "allocation": "atp",
+        "allocation_options": {"share": 0.25},
     },
 }
 """The values of docs/quality.md: "best" is what keeps the most in `make bench-quality`."""
