@@ -213,7 +213,8 @@ def test_inspect_prints_a_table(model: Path, capsys: pytest.CaptureFixture[str])
     assert run("inspect", model) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "vLLM with the plugin keeps 6 of 9 Linears packed" in text
-    assert "2:4" in text and "(dense)" in text
+    assert "2:4" in text and "(dense; Linears in bfloat16)" in text
+    assert "dense, 1: 10% zeros, under 20%" in text
 
 
 def _group(bits: int, kind: str, strategy: str, inputs: dict[str, Any] | None) -> dict[str, Any]:

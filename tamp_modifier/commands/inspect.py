@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,38 +49,42 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _table(linears: list[LinearInfo]) -> Table:
+    """Narrow enough for 80 columns; why a Linear stays dense stands below it."""
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     table.add_column("Linear", overflow="fold")
-    for title in ("out x in", "dtype", "zeros", "N:M", "dense MiB", "packed MiB"):
+    for title in ("out x in", "zeros", "N:M", "MiB", "packed", "in vLLM"):
         table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("in vLLM")
     for linear in linears:
         table.add_row(
             linear.name,
             "x".join(map(str, linear.shape)),
-            linear.dtype,
             "" if linear.sparsity is None else f"{linear.sparsity:.1%}",
-            linear.pattern,
+            linear.pattern if ":" in linear.pattern else "",
             mebibytes(linear.dense_bytes),
             mebibytes(linear.packed_bytes),
-            f"{linear.served}: {linear.why}",
+            linear.served,
         )
     return table
 
 
 def summary(info: CheckpointInfo) -> list[str]:
-    """The totals in words."""
+    """The totals in words, and why Linears stay dense."""
     kept = [linear for linear in info.linears if linear.served == "packed"]
     dense = sum(linear.dense_bytes for linear in info.linears)
     memory = dense - sum(linear.dense_bytes - linear.packed_bytes for linear in kept)
     layout = info.layout or "no marker"
     quantization = f", quantized with {info.quantization}" if info.quantization else ""
-    return [
-        f"on disk: {mebibytes(info.stored_bytes)} MiB ({layout}{quantization}), "
-        f"of them {mebibytes(info.other_bytes)} MiB embeddings, norms and others",
+    dtypes = ", ".join(dict.fromkeys(linear.dtype for linear in info.linears))
+    lines = [
+        f"on disk: {mebibytes(info.stored_bytes)} MiB ({layout}{quantization}; Linears in "
+        f"{dtypes}), of them {mebibytes(info.other_bytes)} MiB embeddings, norms and others",
         f"vLLM with the plugin keeps {len(kept)} of {len(info.linears)} Linears packed: "
         f"{mebibytes(memory)} MiB instead of {mebibytes(dense)} MiB",
     ]
+    for served in ("packed", "dense"):
+        reasons = Counter(linear.why for linear in info.linears if linear.served == served)
+        lines += [f"{served}, {count}: {why}" for why, count in reasons.most_common()]
+    return lines

@@ -7,7 +7,6 @@ order. Wanda is llm-compressor's own modifier on the same Linears.
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import logging
 import shutil
@@ -136,9 +135,6 @@ def run_demo(
             with quiet():
                 model = evaluation.load_model(folder)
                 seconds = prune(model, method, sparsity, structure, loader, report_path.as_posix())
-            if (method, sparsity, structure) == SAVED:
-                with quiet():
-                    paths.append(save(model, processor, report_path.with_suffix("")))
             progress.update(task, description=f"{name}: asking questions")
             with quiet():
                 scores = evaluation.evaluate(model, processor, items)
@@ -150,6 +146,9 @@ def run_demo(
                 console.print(
                     f"{name}: pruned in {seconds:.1f} s, scored in {scores.seconds:.1f} s"
                 )
+            if (method, sparsity, structure) == SAVED:
+                with quiet():
+                    paths.append(save(model, processor, report_path.with_suffix("")))
             if method == "TAMP":
                 reports[name] = PruningReport.load(report_path)
             progress.advance(task)
@@ -217,14 +216,14 @@ def prune(
 def save(model: Any, processor: Any, folder: Path) -> Path:
     """Write a checkpoint in bfloat16, whole or not at all; one that is there is replaced.
 
-    The model itself stays as it is. Pruning only sets weights to zero, so bfloat16, in which they
-    were stored, holds them exactly.
+    The model is in bfloat16 afterwards: llm-compressor ties ``save_pretrained`` to this object.
+    Pruning only sets weights to zero, so bfloat16, in which they were stored, holds them exactly.
     """
     import torch
 
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    copy.deepcopy(model).to(torch.bfloat16).save_pretrained(partial)
+    model.to(torch.bfloat16).save_pretrained(partial)
     processor.save_pretrained(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
