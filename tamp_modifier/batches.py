@@ -22,6 +22,18 @@ PADDING = -1
 
 TokenTypesFunction = Callable[[Mapping[str, Any]], torch.Tensor]
 
+# What a batch of text alone holds, also one with the placeholders of a picture that is missing.
+_TEXT_KEYS = {
+    "input_ids",
+    "attention_mask",
+    "position_ids",
+    "cache_position",
+    "labels",
+    "loss_mask",
+    "token_type_ids",
+    "mm_token_type_ids",
+}
+
 
 @dataclass
 class TokenBatch:
@@ -108,8 +120,9 @@ def read_batches(
             integers [batch, sequence] of the decoder's own sequence, -1 for padding.
 
     Raises:
-        ValueError: no batch, a batch without ``input_ids``, a batch with NaN or infinity, or token
-            types of a wrong shape or value.
+        ValueError: no batch, a batch without ``input_ids``, a batch with NaN or infinity, one with
+            image, video or audio tokens and nothing but text inputs, or token types of a wrong
+            shape or value.
     """
     batches: list[TokenBatch] = []
     samples = 0
@@ -203,6 +216,7 @@ def _types_of(
             )
     elif isinstance(input_ids, torch.Tensor):
         types = token_types(input_ids.detach().cpu(), ids)
+        _check_placeholders(index, batch, types)
     else:
         raise ValueError(
             f"calibration batch {index} has no input_ids (it has {', '.join(map(str, batch))}); "
@@ -216,6 +230,17 @@ def _types_of(
     if not isinstance(input_ids, torch.Tensor) or input_ids.shape != types.shape:
         return types, None
     return types, input_ids.detach().cpu()
+
+
+def _check_placeholders(index: int, batch: Mapping[str, Any], types: torch.Tensor) -> None:
+    given = {name for name, value in batch.items() if value is not None}
+    if given <= _TEXT_KEYS and bool((types != TEXT).any()):
+        names = [MODALITY_NAMES[code] for code in types.unique().tolist() if code != TEXT]
+        raise ValueError(
+            f"calibration batch {index} has {' and '.join(names)} tokens but only "
+            f"{', '.join(sorted(given))}; give what the processor makes of the {names[0]}, "
+            'such as "pixel_values"'
+        )
 
 
 def _check_finite(index: int, batch: Mapping[str, Any]) -> None:

@@ -7,26 +7,48 @@ from typing import Any, Literal
 
 import torch
 from compressed_tensors.distributed import is_source_process
-from llmcompressor.core import Event, State
+from llmcompressor.core import Event, State, active_session
 from llmcompressor.modifiers import Modifier
 from llmcompressor.modifiers.factory import ModifierFactory
-from pydantic import Field, PrivateAttr, field_serializer, field_validator, model_validator
+from pydantic import (
+    Field,
+    PrivateAttr,
+    ValidationInfo,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 from rich.console import Console
 
 from tamp_modifier.allocation import Allocation, get_allocation
 from tamp_modifier.batches import TokenTypesFunction, import_function
+from tamp_modifier.company import check_others, refuse_bool
+from tamp_modifier.guard import guard_zeros, refuse_lost_zeros
 from tamp_modifier.patterns import Structure
 from tamp_modifier.permutation import GROUP
 from tamp_modifier.presets import with_preset
 from tamp_modifier.report import check_writable
 from tamp_modifier.run import PruningRun
+from tamp_modifier.saving import complete_when_saved
 from tamp_modifier.scores import Score, get_score
 from tamp_modifier.selection import AnySelection, get_selection
 from tamp_modifier.sparse import CONFIG_KEY, config_marker
+from tamp_modifier.targets import Target
 from tamp_modifier.tokens import is_multimodal, modality_token_ids, parse_modality_token_ids
 from tamp_modifier.tracing import complete_tracing
 
 __all__ = ["TAMPModifier"]
+
+_NUMBERS = (
+    "sparsity",
+    "allocation",
+    "allocation_options",
+    "selection_options",
+    "max_sparsity",
+    "score_options",
+    "num_neighbors",
+    "threshold",
+)
 
 
 class TAMPModifier(Modifier):
@@ -58,6 +80,9 @@ class TAMPModifier(Modifier):
     - on_sequential_epoch_end: prunes the decoder layers whose calibration is complete
     - on_calibration_end: with ``one_pass``, shares out and prunes; checks what was reached
     - on_finalize: checks that zeros survived the rest of the recipe; writes the report
+
+    What comes after it in the recipe, or in a later ``oneshot`` with the same model, keeps the
+    zeros: see `guard`. A run in which one comes back fails.
 
     Args:
         preset: named values for the fields that are not given. "best" is what keeps the most in our
@@ -164,6 +189,22 @@ class TAMPModifier(Modifier):
     def _apply_preset(cls, fields: Any) -> Any:
         return with_preset(fields) if isinstance(fields, Mapping) else fields
 
+    @field_validator(*_NUMBERS, mode="before")
+    @classmethod
+    def _check_number(cls, value: Any, info: ValidationInfo) -> Any:
+        return refuse_bool(value, str(info.field_name))
+
+    @field_validator("mask_structure", mode="before")
+    @classmethod
+    def _check_quoted(cls, value: Any) -> Any:
+        if isinstance(value, int) and not isinstance(value, bool):
+            raise ValueError(
+                f"mask_structure must be a string, got the number {value}, which is how YAML reads "
+                f"{value // 60}:{value % 60} without quotes; write "
+                f'mask_structure: "{value // 60}:{value % 60}"'
+            )
+        return value
+
     @field_validator("sparsity")
     @classmethod
     def _check_sparsity(cls, value: float) -> float:
@@ -225,8 +266,11 @@ class TAMPModifier(Modifier):
             raise ValueError("TAMPModifier needs calibration data; give `dataset` to oneshot")
         if self.report_path is not None and is_source_process():
             check_writable(self.report_path)
-        self._run = PruningRun(self, state.model)
+        run = PruningRun(self, state.model)
+        check_others(run.targets, self.report_path, self._others())
+        self._run = run
         complete_tracing()
+        guard_zeros()
         return True
 
     def on_calibration_start(self, state: State, event: Event, **kwargs: Any) -> None:
@@ -247,16 +291,36 @@ class TAMPModifier(Modifier):
             Console(stderr=True).print(self.run.report().table())
 
     def on_finalize(self, state: State, **kwargs: Any) -> bool:
-        """Checks that the zeros are still there, marks the model, and writes the report."""
+        """Checks that the zeros are still there, marks the model, and writes the report.
+
+        Raises:
+            RuntimeError: the rest of the recipe brought pruned weights back.
+        """
         run, self._run = self._run, None
         if run is None or not run.finished:
             return True  # refused before; the error has told why
-        run.warn_of_lost_zeros()
+        refuse_lost_zeros(state.model)
         # Saved with the model; by it vLLM knows, through the plugin, to serve the zeros sparse.
         setattr(state.model.config, CONFIG_KEY, config_marker("dense"))
+        complete_when_saved(state.model)
         if self.report_path is not None and is_source_process():
             run.report().save(self.report_path)
         return True
+
+    def abandon(self) -> None:
+        """Cleans up after an error or an interrupt in the middle of a run."""
+        run, self._run = self._run, None
+        if run is not None:
+            run.abandon()
+
+    def _others(self) -> list[tuple[list[Target], str | None]]:
+        """Targets and report path of the TAMPModifiers before this one in the recipe."""
+        modifiers = active_session().lifecycle.recipe.modifiers or []
+        return [
+            (other.run.targets, other.report_path)
+            for other in modifiers
+            if isinstance(other, TAMPModifier) and other is not self and other._run is not None
+        ]
 
     @property
     def run(self) -> PruningRun:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from compressed_tensors.utils import align_module_device, update_offload_parameter
 
+from tamp_modifier import preserve
 from tamp_modifier.distributed import agree, gather, rank, share_weights
-from tamp_modifier.masks import verify_sparsity, weight_sparsity
+from tamp_modifier.masks import verify_sparsity
 from tamp_modifier.patterns import DENSE, UNSTRUCTURED
 from tamp_modifier.scores import Score
 from tamp_modifier.statistics import Statistics
@@ -34,6 +35,7 @@ class Pruner:
         self._keep_removed = keep_removed
         self._removed: list[tuple[Target, torch.Tensor]] = []
         self._owners: dict[Target, int] = {}
+        self._before: dict[Target, preserve.PrunedBits | None] = {}
 
     @torch.no_grad()
     def prune(self, target: Target, statistics: Statistics, sparsity: float, pattern: str) -> None:
@@ -71,7 +73,10 @@ class Pruner:
         patterns: Mapping[str, str],
         owners: Mapping[str, int],
     ) -> None:
-        """Prunes Linears; each is pruned by its owner, who hands it to the other processes."""
+        """Prunes Linears and remembers their zeros.
+
+        Each is pruned by its owner, who hands it to the other processes.
+        """
 
         mine = rank()
 
@@ -84,6 +89,11 @@ class Pruner:
         agree(prune_mine)
         share_weights(targets, owners)
         self._owners |= {target: owners[target.name] for target in targets}
+        for target in targets:
+            self._before[target] = preserve.pruned_bits(target.module)
+            if patterns[target.name] != DENSE:
+                with align_module_device(target.module):
+                    preserve.remember(target.module, target.module.weight)
         for reached in gather({n: self.reached[n] for n in owners if n in self.reached}):
             self.reached |= reached
 
@@ -116,18 +126,12 @@ class Pruner:
             update_offload_parameter(target.module, "weight", weight)
         if self._keep_removed:
             share_weights(list(self._owners), {t.name: owner for t, owner in self._owners.items()})
+            for target, bits in self._before.items():
+                preserve.set_pruned_bits(target.module, bits)
+            self.reached.clear()
         self.forget()
 
     def forget(self) -> None:
         """Frees what was kept for :meth:`undo`."""
         self._removed.clear()
-
-    def lost_zeros(self, targets: Iterable[Target]) -> list[str]:
-        """Names of the Linears that have fewer zeros than they were pruned to."""
-        lost = []
-        for target in targets:
-            with align_module_device(target.module):
-                sparsity = weight_sparsity(target.module.weight)
-            if sparsity < self.reached[target.name]:
-                lost.append(target.name)
-        return lost
+        self._before.clear()

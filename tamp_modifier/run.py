@@ -25,6 +25,7 @@ from tamp_modifier.budget import some
 from tamp_modifier.collect import SelectionCollector
 from tamp_modifier.collect_drift import DriftCollector
 from tamp_modifier.columns import ColumnOrder
+from tamp_modifier.company import check_quantized_before, check_weights
 from tamp_modifier.dense_pass import run_dense_pass
 from tamp_modifier.distributed import agree, all_of, any_of, assign_owners, ranks
 from tamp_modifier.drift import DriftSelection
@@ -63,6 +64,7 @@ class PruningRun:
         )
         if unused:
             logger.warning(f"ignore={unused} match no module of the model")
+        check_weights(self._targets)
         self._structure = fields.structure()
         check_columns(self._targets, self._structure.prune_m)
         self._numel = {target.name: target.module.weight.numel() for target in self._targets}
@@ -87,6 +89,7 @@ class PruningRun:
         if self._measurement is None:
             self._allocate()
         score = fields.make_score()
+        check_quantized_before(self._targets, score)
         selection = fields.make_selection()
         self._needs_attention = selection.needs_attention
         keep_indices = fields.report_path is not None and selection.name != "all"
@@ -103,6 +106,11 @@ class PruningRun:
         )
         self._pruner = Pruner(score, keep_removed=not checked_before)
         self._resume = Resume(fields.resume_path) if fields.resume_path is not None else None
+
+    @property
+    def targets(self) -> list[Target]:
+        """What is pruned."""
+        return self._targets
 
     @property
     def targets(self) -> list[Target]:
@@ -178,13 +186,15 @@ class PruningRun:
         self._batches = join_batches(self._batches)
         self._timings["pruning_pass"] = time.perf_counter() - self._started
 
-    def warn_of_lost_zeros(self) -> None:
-        """Names the Linears in which the rest of the recipe brought pruned weights back."""
-        lost = self._pruner.lost_zeros(self._targets)
-        if lost:
+    def abandon(self) -> None:
+        """Takes back what can be taken back of a run that ended early."""
+        if self.finished:
+            return
+        self._pruner.undo()
+        if self._pruner.reached:
             logger.warning(
-                f"modifiers after TAMPModifier brought pruned weights back in {len(lost)} Linears: "
-                f"{some(lost)}"
+                f"{len(self._pruner.reached)} of {len(self._targets)} Linears are pruned and stay "
+                "so; load the model anew"
             )
 
     def report(self) -> PruningReport:
