@@ -66,13 +66,17 @@ def run_dense_pass(
     layers = sum(type(module).__name__ in classes for module in model.modules())
     arguments = DatasetArguments(sequential_targets=sorted(classes), propagate_error=False)
     arguments.tracing_ignore = [*arguments.tracing_ignore, *tracing_ignore]
+    observe = _Observe(observer=observer, layers=layers)
     with create_session() as session:
         session.initialize(
             model=model,
-            recipe=[_Observe(observer=observer, layers=layers)],  # type: ignore[arg-type]
+            recipe=[observe],  # type: ignore[arg-type]
             calib_data=loader,
             copy_data=False,
         )
         run = CalibrationPipeline.load_from_registry(pipeline)
-        run(model, loader, arguments)
+        try:
+            run(model, loader, arguments)
+        finally:
+            observe.remove_hooks()
         session.finalize()

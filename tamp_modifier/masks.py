@@ -1,4 +1,4 @@
-"""Weight and activation statistics -> mask; applying and verifying masks.
+"""Weight and activation statistics -> mask; applying, verifying and freezing masks.
 
 Wanda (arXiv 2306.11695): weight W_ij has the metric |W_ij| * sqrt(s_j), s_j the row scalar of input
 j, and the smallest are pruned within each output row, or within each group of M with "N:M".
@@ -12,6 +12,20 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+
+from tamp_modifier.frozen import freeze
+
+__all__ = [
+    "apply_mask",
+    "freeze",
+    "has_structure",
+    "magnitude_mask",
+    "parse_mask_structure",
+    "pruned_columns",
+    "verify_sparsity",
+    "wanda_mask",
+    "weight_sparsity",
+]
 
 UNSTRUCTURED = (0, 0)
 MAX_RANKED_GROUP = 16  # up to this M, comparing all pairs of a group beats selecting

@@ -9,7 +9,7 @@ from compressed_tensors.utils import align_module_device, update_offload_paramet
 
 from tamp_modifier import preserve
 from tamp_modifier.distributed import agree, gather, rank, share_weights
-from tamp_modifier.masks import verify_sparsity
+from tamp_modifier.masks import verify_sparsity, weight_sparsity
 from tamp_modifier.patterns import DENSE, UNSTRUCTURED
 from tamp_modifier.scores import Score
 from tamp_modifier.statistics import Statistics
@@ -90,10 +90,9 @@ class Pruner:
         share_weights(targets, owners)
         self._owners |= {target: owners[target.name] for target in targets}
         for target in targets:
-            self._before[target] = preserve.pruned_bits(target.module)
             if patterns[target.name] != DENSE:
                 with align_module_device(target.module):
-                    preserve.remember(target.module, target.module.weight)
+                    self._remember(target, target.module.weight)
         for reached in gather({n: self.reached[n] for n in owners if n in self.reached}):
             self.reached |= reached
 
@@ -106,7 +105,12 @@ class Pruner:
             removed = dense[weight.cpu() == 0] if self._score.keeps_weights else dense
             self._removed.append((target, removed))
         update_offload_parameter(target.module, "weight", weight)
+        self._remember(target, weight)
         self.reached[target.name] = weight_sparsity(weight)
+
+    def _remember(self, target: Target, weight: torch.Tensor) -> None:
+        self._before[target] = preserve.pruned_bits(target.module)
+        preserve.remember(target.module, weight)
 
     @property
     def keeps_weights(self) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
+from compressed_tensors.distributed import is_distributed
 from llmcompressor.core import active_session
 from llmcompressor.modifiers import Modifier
 from loguru import logger
@@ -190,7 +191,8 @@ class PruningRun:
         """Takes back what can be taken back of a run that ended early."""
         if self.finished:
             return
-        self._pruner.undo()
+        if not is_distributed():  # the other processes may be elsewhere
+            self._pruner.undo()
         if self._pruner.reached:
             logger.warning(
                 f"{len(self._pruner.reached)} of {len(self._targets)} Linears are pruned and stay "

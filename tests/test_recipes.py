@@ -1,20 +1,43 @@
-"""Every recipe in recipes/ prunes the model in the box to the sparsity that it asks for."""
+"""Every recipe in recipes/ does to the model in the box what it says, and the result reloads."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
-from llmcompressor import oneshot
+from llmcompressor import active_session, oneshot
 
 from tamp_modifier import TAMPModifier
 from tamp_modifier.demo.evaluation import calibration_dataloader, load_model
-from tamp_modifier.demo.run import decoder_linears, sparsity_of
+from tamp_modifier.demo.run import decoder_linears
 from tamp_modifier.masks import has_structure
 from tamp_modifier.patterns import Structure
+from tamp_modifier.preserve import pruned_bits
+from tamp_modifier.sparse.checkpoint import read_config
+from tamp_modifier.sparse.serialization import read_marker
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+
+
+def modifiers_of(path: Path) -> dict[str, dict[str, Any]]:
+    """Class name to fields of every modifier of a recipe, in order."""
+    stages = yaml.safe_load(path.read_text()).values()
+    return {
+        name: fields
+        for stage in stages
+        for group in stage.values()
+        for name, fields in group.items()
+    }
+
+
+@torch.no_grad()
+def logits_of(model: torch.nn.Module) -> torch.Tensor:
+    """Logits of a picture and a question."""
+    (batch,) = calibration_dataloader(1, seed=5)
+    return model(**batch).logits
 
 
 def test_there_are_recipes() -> None:
@@ -22,18 +45,34 @@ def test_there_are_recipes() -> None:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_does_what_it_says(path: Path) -> None:
-    (stage,) = yaml.safe_load(path.read_text()).values()
-    (modifiers,) = stage.values()
-    fields = TAMPModifier(**modifiers["TAMPModifier"])
+def test_a_recipe_does_what_it_says(path: Path, tmp_path: Path) -> None:
+    wanted = modifiers_of(path)
+    fields = TAMPModifier(**wanted["TAMPModifier"])
     model = load_model()
     oneshot(model=model, dataset=calibration_dataloader(2), recipe=str(path))
+    run = active_session().lifecycle.recipe.modifiers
+    assert [type(modifier).__name__ for modifier in run] == list(wanted)
+
     linears = decoder_linears(model)
+    bits = {name: pruned_bits(linear) for name, linear in linears.items()}
+    masks = {name: pruned.mask() for name, pruned in bits.items() if pruned is not None}
+    zeros = sum(int(mask.sum()) for mask in masks.values())
     one_a_row = sum(linear.out_features for linear in linears.values())
     total = sum(linear.weight.numel() for linear in linears.values())
-    assert sparsity_of(model) == pytest.approx(fields.sparsity, abs=one_a_row / total)
+    assert zeros / total == pytest.approx(fields.sparsity, abs=one_a_row / total)
     structure = Structure.parse(fields.mask_structure, fields.sparsity)
-    for linear in linears.values():
+    for name, linear in linears.items():
         # Where there is a budget to share out, some Linears stay dense.
-        dense = not structure.is_fixed and bool(linear.weight.all())
+        dense = not structure.is_fixed and name not in masks
         assert dense or has_structure(linear.weight, fields.mask_structure)
+
+    logits = logits_of(model)
+    model.save_pretrained(tmp_path)
+    config = read_config(tmp_path)
+    assert read_marker(config) is not None
+    assert ("quantization_config" in config) == (len(wanted) > 1)
+    loaded = load_model(tmp_path)
+    torch.testing.assert_close(logits_of(loaded), logits, rtol=1e-3, atol=1e-3)
+    reloaded = decoder_linears(loaded)
+    for name, mask in masks.items():
+        assert int(reloaded[name].weight[mask].count_nonzero()) == 0, name
