@@ -20,7 +20,7 @@ class FrozenZeros:
         count: number of weights that are kept at zero.
     """
 
-    def __init__(self, masks: dict[str, tuple[nn.Parameter, PrunedBits]]) -> None:
+    def __init__(self, masks: dict[str, tuple[Tensor, PrunedBits]]) -> None:
         self.names = list(masks)
         self.count = sum(int(bits.mask().sum()) for _, bits in masks.values())
         self._masks = {id(weight): (weight, bits) for weight, bits in masks.values()}
@@ -87,18 +87,16 @@ def freeze(model: nn.Module) -> FrozenZeros:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     linears = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and isinstance(module.weight, nn.Parameter)
+        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)
     }
-    masks = {name: (m.weight, pruned_bits(m)) for name, m in linears.items()}
-    if not any(bits is not None for _, bits in masks.values()):
-        masks = {name: (m.weight, _zeros_of(m.weight)) for name, m in linears.items()}
-    found = {
-        name: (weight, bits.to(weight.device))
-        for name, (weight, bits) in masks.items()
-        if bits is not None
-    }
+    masks = {name: pruned_bits(module) for name, module in linears.items()}
+    if not any(masks.values()):
+        masks = {name: _zeros_of(module.weight) for name, module in linears.items()}
+    found: dict[str, tuple[Tensor, PrunedBits]] = {}
+    for name, bits in masks.items():
+        if bits is not None:
+            weight = linears[name].weight
+            found[name] = weight, bits.to(weight.device)
     if not found:
         raise ValueError(f"{type(model).__name__} has no zeros to keep; prune it first")
     with torch.no_grad():

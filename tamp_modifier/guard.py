@@ -33,7 +33,7 @@ _PRUNED = "_tamp_pruned"
 def guard_zeros() -> None:
     """Makes every run of llm-compressor in this process keep remembered zeros; idempotent.
 
-    TAMPModifier calls it at initialization. Models of which nothing is remembered
+    Importing TAMPModifier calls it. Models of which nothing is remembered
     (`preserve.remember`) are treated as before. Three things of llm-compressor are wrapped, in
     memory: GPTQ's solver, `Oneshot.apply_recipe_modifiers`, and `IntermediatesCache.pin_memory`,
     which AWQ calls and which raises where there is no accelerator.

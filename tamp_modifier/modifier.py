@@ -270,7 +270,6 @@ class TAMPModifier(Modifier):
         check_others(run.targets, self.report_path, self._others())
         self._run = run
         complete_tracing()
-        guard_zeros()
         return True
 
     def on_calibration_start(self, state: State, event: Event, **kwargs: Any) -> None:
@@ -399,3 +398,5 @@ class TAMPModifier(Modifier):
 
 
 ModifierFactory.register("TAMPModifier", TAMPModifier)
+# Now, because a run that makes its modifiers from YAML has begun by then.
+guard_zeros()

@@ -246,8 +246,14 @@ def test_the_solver_is_gptq_with_pruned_weights_fixed_at_zero() -> None:
 # -- what a run that breaks leaves behind ----------------------------------------------------------
 
 
-def hooks_of(model: nn.Module) -> int:
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+def hooks_of(model: nn.Module) -> list[str]:
+    """llm-compressor's hooks; transformers leaves some of its own on the vision tower."""
+    return [
+        name
+        for name, module in model.named_modules()
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+        if "HooksMixin" in hook.__qualname__
+    ]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
@@ -257,7 +263,6 @@ def test_a_broken_run_leaves_the_model_as_it_was(
 ) -> None:
     model, batches, expected = build("llava_llama")
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    hooks = hooks_of(model)
     last = model.get_submodule(expected.targets[-1])
     calls = 0
 
@@ -271,7 +276,7 @@ def test_a_broken_run_leaves_the_model_as_it_was(
     with pytest.raises(error, match="stop"):
         prune(model, batches, TAMPModifier(selection="drift"), tmp_path)
     handle.remove()
-    assert hooks_of(model) == hooks
+    assert hooks_of(model) == []
     assert preserve.remembered(model) == {}
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, before[name]), name
