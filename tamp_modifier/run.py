@@ -114,11 +114,6 @@ class PruningRun:
         return self._targets
 
     @property
-    def targets(self) -> list[Target]:
-        """What is pruned."""
-        return self._targets
-
-    @property
     def finished(self) -> bool:
         """Whether every target is pruned."""
         return len(self._pruner.reached) == len(self._targets)
