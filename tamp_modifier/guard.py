@@ -49,6 +49,31 @@ def guard_zeros() -> None:
     setattr(Oneshot, _DONE, True)
 
 
+def keep_zeros(model: nn.Module) -> list[str]:
+    """Remembers the zeros of a pruned model that was loaded, so that later runs keep them.
+
+    Args:
+        model: its Linears with some zeros, but not only zeros, are remembered.
+
+    Returns:
+        The names of these Linears.
+
+    Raises:
+        ValueError: there are none.
+    """
+    found = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            with align_module_device(module):
+                zeros = module.weight.detach() == 0
+                if bool(zeros.any()) and not bool(zeros.all()):
+                    preserve.remember(module, module.weight)
+                    found.append(name)
+    if not found:
+        raise ValueError(f"{type(model).__name__} has no zeros to keep; prune it first")
+    return found
+
+
 def refuse_lost_zeros(model: nn.Module) -> None:
     """Checks that every remembered zero of a model is still zero, also after quantization.
 

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from tamp_modifier import TAMPModifier, preserve
-from tamp_modifier.guard import guard_zeros, refuse_lost_zeros
+from tamp_modifier.guard import guard_zeros, keep_zeros, refuse_lost_zeros
 from tests.architectures.models import build
 from tests.running import prune
 
@@ -116,6 +116,19 @@ def test_a_later_run_keeps_them_as_well(tmp_path: Path) -> None:
     masks = masks_of(model)
     prune(model, batches, GPTQModifier(**int4()), tmp_path)
     check_saved(model, masks, tmp_path / "saved", batches[0])
+
+
+def test_zeros_of_a_loaded_model_can_be_kept(tmp_path: Path) -> None:
+    model, batches, expected = build("llava_llama")
+    prune(model, batches, tamp(), tmp_path)
+    model.save_pretrained(tmp_path / "pruned")
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "pruned")
+    assert preserve.remembered(loaded) == {}
+    assert keep_zeros(loaded) == expected.targets
+    prune(loaded, batches, GPTQModifier(**int4()), tmp_path)
+    check_saved(loaded, masks_of(model), tmp_path / "saved", batches[0])
+    with pytest.raises(ValueError, match="Linear has no zeros to keep"):
+        keep_zeros(nn.Linear(4, 4))
 
 
 class Undo(Modifier):

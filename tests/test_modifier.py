@@ -203,6 +203,10 @@ def test_the_report_tells_modalities_tokens_and_settings(tmp_path: Path) -> None
         ({"sparsity": math.nan}, "sparsity must be between 0 and 1"),
         ({"mask_structure": "24"}, "mask_structure"),
         ({"mask_structure": "5:4"}, "mask_structure"),
+        ({"mask_structure": 124}, 'YAML reads 2:4 without quotes; write mask_structure: "2:4"'),
+        ({"num_neighbors": True}, "num_neighbors: True is no number"),
+        ({"max_sparsity": True}, "max_sparsity: True is no number"),
+        ({"allocation": {"a": True}}, "allocation: True is no number"),
         (
             {"mask_structure": "2:4", "sparsity": 0.9},
             "sparsity must be at most 0.5 with mask_structure '2:4'",
@@ -282,6 +286,13 @@ def test_an_empty_loader_is_refused(tmp_path: Path) -> None:
     model, _, _ = build("llama_text")
     with pytest.raises(ValueError, match="calibration data"):
         prune(model, [], TAMPModifier(), tmp_path)
+
+
+def test_placeholders_without_their_picture_are_refused(tmp_path: Path) -> None:
+    model, batches, _ = build("llava_llama")
+    del batches[1]["pixel_values"]
+    with pytest.raises(ValueError, match="batch 1 has image tokens but only attention_mask, input"):
+        prune(model, batches, TAMPModifier(), tmp_path)
 
 
 def test_ids_that_no_sample_has_are_a_warning(tmp_path: Path, logged: list[str]) -> None:
