@@ -193,6 +193,8 @@ class PruningRun:
                 f"{len(self._pruner.reached)} of {len(self._targets)} Linears are pruned and stay "
                 "so; load the model anew"
             )
+        elif self._columns is not None:
+            self._columns.undo()
 
     def report(self) -> PruningReport:
         """The report of the finished run."""
