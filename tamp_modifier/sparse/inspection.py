@@ -238,4 +238,3 @@ def _keeps_packed(dtype: str, quantization: Mapping[str, Any]) -> bool:
         if dtype == "int8" and not inputs.get("symmetric", True):
             return False
     return dtype in ("int8", "float8_e4m3fn")
-

@@ -43,15 +43,29 @@ def test_text_and_pictures_are_answered_as_in_process(
 
 
 def test_the_documented_question_is_answered(
-    server: Server, questions: list[dict[str, str]], served: dict[str, dict[str, Any]]
+    server: Server,
+    questions: list[dict[str, str]],
+    served: dict[str, dict[str, Any]],
+    tmp_path: Path,
 ) -> None:
     entry, output = questions[0], served["box"]["outputs"][0]
-    options = [entry["question"], "--picture", entry["picture"], "--url", f"{server.url}/v1"]
+    lines = ask(server, tmp_path, entry["question"], "--picture", entry["picture"])
+    assert lines[-1].split() == ["answer:", *output["text"].split()]
+    # As `make ask` runs it; the picture is drawn and kept.
+    *_, answer, right = ask(server, tmp_path)
+    assert answer.startswith("answer: ") and right.startswith("right answer: ")
+    assert (tmp_path / "output" / "question.png").is_file()
+
+
+def ask(server: Server, folder: Path, *options: str) -> list[str]:
+    """Lines that the example prints."""
+    script = str(ROOT / "examples" / "serving" / "ask.py")
     done = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / "serving" / "ask.py"), *options],
+        [sys.executable, script, "--url", f"{server.url}/v1", *options],
+        cwd=folder,
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1].split() == ["answer:", *output["text"].split()]
+    return done.stdout.splitlines()
