@@ -82,6 +82,7 @@ def test_labels_give_the_loss_of_the_next_token() -> None:
     assert outputs.loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kinds",
     [
