@@ -72,15 +72,15 @@ def example_table() -> list[str]:
 # ---- the check -----------------------------------------------------------------------------------
 
 
-def check_config() -> Any:
-    """Config of a LLaVA of a billion parameters."""
+def check_config(layers: int) -> Any:
+    """Config of a LLaVA of a billion parameters with 20 decoder layers."""
     import transformers as tf
 
     text = tf.LlamaConfig(
         vocab_size=8000,
         hidden_size=2048,
         intermediate_size=6144,
-        num_hidden_layers=20,
+        num_hidden_layers=layers,
         num_attention_heads=16,
         num_key_value_heads=4,
     )
@@ -103,14 +103,14 @@ def check_config() -> Any:
     )
 
 
-def write_model(folder: Path) -> None:
+def write_model(folder: Path, layers: int) -> None:
     """Saves the model of the check, with random weights in bfloat16."""
     import torch
     from transformers import LlavaForConditionalGeneration
 
     torch.manual_seed(0)
     make: Any = LlavaForConditionalGeneration._from_config
-    make(check_config(), dtype=torch.bfloat16).save_pretrained(folder)
+    make(check_config(layers), dtype=torch.bfloat16).save_pretrained(folder)
 
 
 def batches() -> Any:
@@ -193,14 +193,14 @@ def run_check(folder: Path, weights: str) -> dict[str, Any]:
     }
 
 
-def check() -> dict[str, Any]:
+def check(layers: int) -> dict[str, Any]:
     """Runs the check in processes of their own, and puts the estimate beside it."""
     from tamp_modifier.estimate import Machine, estimate, measure_config
 
-    shapes = measure_config(check_config())
+    shapes = measure_config(check_config(layers))
     runs: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="bench-scale-") as folder:
-        write_model(Path(folder) / "model")
+        write_model(Path(folder) / "model", layers)
         for weights in ("memory", "disk"):
             command = [sys.executable, "-m", "benchmarks.scale", "--child", weights, folder]
             environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -227,6 +227,7 @@ def main() -> None:
     """Prints the table, or runs the check."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--check", action="store_true", help="prune a billion parameters")
+    parser.add_argument("--layers", type=int, default=20, help="of the check (%(default)s)")
     parser.add_argument("--output", type=Path, help="where the JSON of the check goes")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -235,7 +236,7 @@ def main() -> None:
     elif args.check:
         from tamp_modifier.report import write_json
 
-        found = check()
+        found = check(args.layers)
         print(json.dumps(found, indent=1))
         if args.output is not None:
             write_json(args.output, found)

@@ -32,8 +32,11 @@ from torch import nn
 if TYPE_CHECKING:
     from rich.table import Table
 
-PRUNING_BYTES = 22
-"""Bytes a weight while it is pruned: two copies in bf16, the metric and its copy in fp32, what
+COPIED_BYTES = 4
+"""Bytes a weight of a Linear while it is pruned: a copy in bf16, and marks of what is zero."""
+
+COMPARED_BYTES = 22
+"""Bytes a weight that is compared: two copies in bf16, the metric and its copy in fp32, what
 selecting the smallest needs (fp32 value and int64 place, for the pruned half), and the mask."""
 
 SORTED_PER_SECOND = 1e9
@@ -269,6 +272,8 @@ def estimate(
     }.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    from tamp_modifier.scores import AT_ONCE
+
     machine = machine or Machine()
     mine = -(-samples // processes)
     everything = mine * tokens
@@ -301,7 +306,8 @@ def estimate(
         activations += 3 * 4 * tokens**2
     statistics = sum((8 * i if score != "sparsegpt" else 4 * i * i) * n for i, o, n in per_layer)
     largest = max((i * o for i, o, _ in per_layer), default=0)
-    pruning = PRUNING_BYTES * largest
+    at_once = largest if score == "sparsegpt" else min(largest, AT_ONCE)
+    pruning = COPIED_BYTES * largest + COMPARED_BYTES * at_once
     if score == "sparsegpt":
         pruning += 3 * 4 * max((i * i for i, o, _ in per_layer), default=0)
     table = shapes.largest_outside * shapes.bytes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,6 +14,9 @@ from tamp_modifier.masks import apply_mask, magnitude_mask, wanda_mask
 from tamp_modifier.options import with_options
 from tamp_modifier.sparsegpt import sparsegpt_weight
 from tamp_modifier.statistics import Hessian, RowScalars, Statistics, TokenCount
+
+AT_ONCE = 1 << 22
+"""Weights that are compared at once."""
 
 
 class Score(ABC):
@@ -45,6 +49,17 @@ class Score(ABC):
         """
 
 
+def _by_rows(weight: Tensor, mask: Callable[[Tensor], Tensor]) -> Tensor:
+    """Masks a weight in place, some rows at a time.
+
+    Each row is compared on its own, so the masks are those of the whole, and the fp32 copies that
+    comparing makes stay small.
+    """
+    for rows in weight.split(max(AT_ONCE // max(weight.shape[1], 1), 1)):
+        apply_mask(rows, mask(rows))
+    return weight
+
+
 @dataclass(frozen=True)
 class Wanda(Score):
     """|W_ij| sqrt(mean of x_j^2), compared within each row (arXiv 2306.11695)."""
@@ -58,8 +73,8 @@ class Wanda(Score):
         self, weight: Tensor, statistics: Statistics, sparsity: float, mask_structure: str
     ) -> Tensor:
         assert isinstance(statistics, RowScalars)
-        apply_mask(weight, wanda_mask(weight, statistics.result(), sparsity, mask_structure))
-        return weight
+        scalars = statistics.result()
+        return _by_rows(weight, lambda rows: wanda_mask(rows, scalars, sparsity, mask_structure))
 
 
 @dataclass(frozen=True)
@@ -75,8 +90,7 @@ class Magnitude(Score):
     def prune(
         self, weight: Tensor, statistics: Statistics, sparsity: float, mask_structure: str
     ) -> Tensor:
-        apply_mask(weight, magnitude_mask(weight, sparsity, mask_structure))
-        return weight
+        return _by_rows(weight, lambda rows: magnitude_mask(rows, sparsity, mask_structure))
 
 
 @dataclass(frozen=True)
