@@ -40,6 +40,9 @@ def parser() -> argparse.ArgumentParser:
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--prepare", action="store_true", help="fetch models and texts, then stop")
     only.add_argument("--table", type=Path, metavar="FOLDER", help="print these results, then stop")
+    only.add_argument(
+        "--explain", type=Path, metavar="FOLDER", help="draw what TAMP looks at, then stop"
+    )
     parser.add_argument(
         "--figures", type=Path, metavar="FOLDER", help="draw figures of the results"
     )
@@ -58,6 +61,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(args: argparse.Namespace) -> None:
+    if args.explain is not None:
+        from benchmarks.quality.explain import draw as explain
+
+        for path in explain(args.explain):
+            print(f"wrote {path}")
+        return
     if args.table is None:
         names = args.models or (["box"] if args.quick else None)
         models = [MODELS[name](args.data) for name in _known("model", names, MODELS)]

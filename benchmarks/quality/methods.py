@@ -71,9 +71,10 @@ class Method:
             fields = self._given(job)
         return {"modifier": self.modifier, "sparsity": job.sparsity, **fields}
 
-    def make(self, job: Job) -> Any:
-        """The modifier."""
-        return self._modifier(job, {"allocation": self.allocate(job)} if self.allocate else {})
+    def make(self, job: Job, more: Mapping[str, Any] | None = None) -> Any:
+        """The modifier, with further fields if there are any."""
+        given = {"allocation": self.allocate(job)} if self.allocate else {}
+        return self._modifier(job, {**given, **(more or {})})
 
     @property
     def is_ours(self) -> bool:

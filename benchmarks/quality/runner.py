@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -119,12 +119,18 @@ def measure(model: QualityModel, method: str, setting: str, seed: int) -> Cell:
     )
 
 
-def prune(job: Job, method: str) -> None:
-    """Prunes the model of a job in place."""
+def prune(job: Job, method: str, more: Mapping[str, Any] | None = None) -> None:
+    """Prunes the model of a job in place.
+
+    Args:
+        job: what is pruned, and how much.
+        method: a name of `METHODS`.
+        more: further fields of its modifier.
+    """
     from llmcompressor import oneshot
 
     torch.manual_seed(0)
-    modifier = METHODS[method].make(job)
+    modifier = METHODS[method].make(job, more or {})
     batches: Any = job.batches
     oneshot(
         model=job.dense,

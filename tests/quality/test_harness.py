@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.quality import ecoflap
+from benchmarks.quality import ecoflap, explain
 from benchmarks.quality.__main__ import main
 from benchmarks.quality.cells import (
     Cell,
@@ -246,3 +246,21 @@ def test_ecoflap_finds_the_block_that_matters_and_leaves_the_weights_alone() -> 
     by_layer = [shares[f"model.layers.{number}.mlp.up_proj"] for number in range(3)]
     assert by_layer[1] == max(by_layer) > min(by_layer)
     assert ecoflap.allocate(model, dense, batches, 0.5) == shares
+
+
+@pytest.mark.slow
+def test_figures_of_what_tamp_looks_at_are_drawn(tmp_path: Path) -> None:
+    model = BoxModel(Path())
+    batches = model.batches(0, 2)
+    by_layer, tokens = explain.attention_shares(model.load(), batches)
+    assert set(by_layer) == set(tokens) == {"text", "image"}
+    assert sum(tokens.values()) == pytest.approx(1.0)
+    for shares in zip(*by_layer.values(), strict=True):
+        assert sum(shares) == pytest.approx(1.0, abs=1e-2)
+    paths = explain.draw(tmp_path, samples=1)
+    assert [path.name for path in paths] == [
+        "quality-attention.png",
+        "quality-diversity.png",
+        "quality-selection.png",
+    ]
+    assert all(path.stat().st_size > 10_000 for path in paths)
