@@ -6,6 +6,9 @@
 #include <immintrin.h>
 
 #define INLINE static inline TARGET_AVX2 __attribute__((always_inline))
+/* Prefetched into the level-2 cache early and into the level-1 cache later, see avx512bf16.h. */
+#define FAR 8192
+#define NEAR 3072
 #define GROUP 2 /* rows of x at once: 8 sums stay in registers */
 
 static uint8_t byte_places[256][16]; /* 16-bit values: for _mm_shuffle_epi8 */
@@ -53,7 +56,8 @@ INLINE int multiply(const tamp_weight *w, const tamp_product *p, int64_t block, 
 #pragma GCC unroll 4
         for (int r = 0; r < BLOCK_ROWS; r++) {
             const uint32_t bits = mask[tile * BLOCK_ROWS + r];
-            _mm_prefetch(values + 1024, _MM_HINT_T0);
+            _mm_prefetch(values + FAR, _MM_HINT_T1);
+            _mm_prefetch(values + NEAR, _MM_HINT_T0);
 #pragma GCC unroll 4
             for (int part = 0; part < 4; part++) {
                 const uint8_t byte = (uint8_t)(bits >> (8 * part));
