@@ -129,9 +129,17 @@ bench-quality: $(STAMP) ## accuracy of every pruning method; hours, goes on wher
 bench-quality-quick: $(STAMP) ## the same with one seed and two sparsities of the model in the box
 	@$(BIN)/python -m benchmarks.quality --quick --output output/bench-quality
 
+# In a folder of its own: in $(SERVE) its platform plugin would change what vLLM runs.
+ZENTORCH := output/zentorch
+
 .PHONY: bench-kernels
-bench-kernels: $(SERVE_STAMP) ## one Linear: the sparse kernel against torch, oneDNN and vLLM
-	@$(SERVE_BIN)/python benchmarks/kernels.py --output output/bench-kernels.json
+bench-kernels: $(SERVE_STAMP) ## one Linear: the sparse kernel against torch, oneDNN, vLLM and zentorch
+	@test -d $(ZENTORCH) \
+	  || { rm -rf $(ZENTORCH).part; $(SERVE_BIN)/pip install -qq --no-deps --target $(ZENTORCH).part \
+	         zentorch==2.13.0.2 deprecated wrapt && mv $(ZENTORCH).part $(ZENTORCH); } \
+	  || { rm -rf $(ZENTORCH).part; echo "zentorch cannot be installed here: the dense kernels are compared without it" >&2; }
+	@PYTHONPATH="$(CURDIR)/$(ZENTORCH)$${PYTHONPATH:+:$$PYTHONPATH}" \
+	  $(SERVE_BIN)/python benchmarks/kernels.py --output output/bench-kernels.json $(ARGS)
 
 .PHONY: bench-serving
 bench-serving: $(SERVE_STAMP) ## memory and speed of vLLM, dense against sparse

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("VLLM_PLUGINS", "")  # zentorch would replace vLLM's platform by its own
 
 import torch
 from torch import Tensor
