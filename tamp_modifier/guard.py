@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from tamp_modifier import preserve
 from tamp_modifier.budget import some
+from tamp_modifier.saving import complete_when_saved
 
 _DONE = "_tamp_guarded"
 _PRUNED = "_tamp_pruned"
@@ -187,7 +188,10 @@ def _seeing_masks(quantize_weight: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _checked(apply_recipe_modifiers: Callable[..., None]) -> Callable[..., None]:
-    """`Oneshot.apply_recipe_modifiers`, which leaves neither hooks nor lost zeros behind."""
+    """`Oneshot.apply_recipe_modifiers`, which leaves neither hooks nor lost zeros behind.
+
+    Only then is `save_pretrained` completed: llm-compressor has wrapped it before the run.
+    """
 
     @wraps(apply_recipe_modifiers)
     def run(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -202,6 +206,8 @@ def _checked(apply_recipe_modifiers: Callable[..., None]) -> Callable[..., None]
                     abandon()
             raise
         refuse_lost_zeros(self.model)
+        if preserve.remembered(self.model):
+            complete_when_saved(self.model)
 
     return run
 

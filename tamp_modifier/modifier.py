@@ -29,7 +29,6 @@ from tamp_modifier.permutation import GROUP
 from tamp_modifier.presets import with_preset
 from tamp_modifier.report import check_writable
 from tamp_modifier.run import PruningRun
-from tamp_modifier.saving import complete_when_saved
 from tamp_modifier.scores import Score, get_score
 from tamp_modifier.selection import AnySelection, get_selection
 from tamp_modifier.sparse import CONFIG_KEY, config_marker
@@ -301,7 +300,6 @@ class TAMPModifier(Modifier):
         refuse_lost_zeros(state.model)
         # Saved with the model; by it vLLM knows, through the plugin, to serve the zeros sparse.
         setattr(state.model.config, CONFIG_KEY, config_marker("dense"))
-        complete_when_saved(state.model)
         if self.report_path is not None and is_source_process():
             run.report().save(self.report_path)
         return True
