@@ -117,9 +117,9 @@ METHODS: dict[str, Method] = {
         ),
         _tamp("text", "text tokens only", selection="text", allocation="uniform"),
         _tamp("atv", "ATV-Pruning", selection="drift", allocation="uniform"),
-        _tamp("amia", "TAMP, AMIA only", allocation="uniform", positive_only=True),
+        _tamp("amia", "TAMP, AMIA only", False, allocation="uniform", positive_only=True),
         _tamp("das", "TAMP, DAS only", False, selection="all", positive_only=True),
-        _tamp("tamp", "TAMP as published", False, positive_only=True),
+        _tamp("tamp", "TAMP as published", positive_only=True),
         _tamp("best", 'TAMPModifier(preset="best")', preset="best"),
     )
 }
