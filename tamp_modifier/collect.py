@@ -13,6 +13,7 @@ from tamp_modifier.scores import Score
 from tamp_modifier.selection import Selection
 from tamp_modifier.statistics import NonFiniteError, Statistics
 from tamp_modifier.targets import Target
+from tamp_modifier.tokens import MODALITY_NAMES
 
 
 class SelectionCollector:
@@ -34,6 +35,8 @@ class SelectionCollector:
         self._counts: dict[str, list[int]] = {}
         self._indices: dict[str, dict[int, torch.Tensor]] = {}
         self._not_finite: set[str] = set()
+        # By decoder layer: the Linear it is taken from, and by sample its share per modality.
+        self._attention: dict[str, tuple[str, dict[int, list[float]]]] = {}
 
     def collect(self, activations: Activations) -> None:
         """Selects tokens of one Linear in one sample and adds them to its statistics."""
@@ -48,6 +51,8 @@ class SelectionCollector:
             attention = torch.full(
                 (outputs.shape[0],), 1.0 / outputs.shape[0], device=outputs.device
             )
+        elif attention is not None:
+            self._add_attention(activations, attention)
         try:
             picked = self._selection.select(outputs, activations.types, attention)
         except NonFiniteError:
@@ -67,6 +72,26 @@ class SelectionCollector:
         if self._keep_indices:
             tokens = picked if activations.tokens is None else activations.tokens[picked]
             self._indices.setdefault(name, {})[activations.sample] = tokens.cpu()
+
+    def _add_attention(self, activations: Activations, attention: torch.Tensor) -> None:
+        """Adds up a decoder layer's attention by modality, once a sample, for the report."""
+        target = activations.target
+        if target.layer is None or target.expert is not None:
+            return
+        source, shares = self._attention.setdefault(target.layer, (target.name, {}))
+        if source == target.name:
+            sums = attention.new_zeros(len(MODALITY_NAMES), dtype=torch.float32)
+            types = activations.types.to(attention.device)
+            sums.index_add_(0, types, attention.float())
+            shares[activations.sample] = sums.tolist()
+
+    def attention(self) -> dict[str, dict[str, float]]:
+        """Share of the attention that each modality gets, mean over samples, by decoder layer."""
+        found = {}
+        for layer, (_, shares) in self._attention.items():
+            means = torch.tensor(list(shares.values())).mean(0).tolist()
+            found[layer] = {n: m for n, m in zip(MODALITY_NAMES, means, strict=True) if m > 0}
+        return found
 
     def has_seen(self, name: str) -> bool:
         """Whether a token passed through the Linear."""
@@ -104,9 +129,11 @@ class SelectionCollector:
 
     def join(self) -> None:
         """Adds what other processes know of their tokens, for the report."""
-        everyone = gather((self._counts, self._indices))
-        self._counts, self._indices = {}, {}
-        for counts, indices in everyone:
+        everyone = gather((self._counts, self._indices, self._attention))
+        self._counts, self._indices, self._attention = {}, {}, {}
+        for counts, indices, attention in everyone:
+            for layer, (source, shares) in attention.items():
+                self._attention.setdefault(layer, (source, {}))[1].update(shares)
             for name, tokens in counts.items():
                 self._counts.setdefault(name, []).extend(tokens)
             for name, kept in indices.items():
@@ -131,13 +158,20 @@ class SelectionCollector:
         """What was selected for a Linear, as JSON values."""
         indices = self._indices.get(name)
         kept = None if indices is None else [[s, t.tolist()] for s, t in indices.items()]
-        return {"counts": self._counts.get(name), "indices": kept}
+        attention = [
+            [layer, list(shares.items())]
+            for layer, (source, shares) in self._attention.items()
+            if source == name
+        ]
+        return {"counts": self._counts.get(name), "indices": kept, "attention": attention}
 
     def recall(self, name: str, record: Mapping[str, Any]) -> None:
         """Takes in what :meth:`record` told of a Linear in an earlier run."""
         self._counts[name] = record["counts"] or []
         if record["indices"] is not None:
             self._indices[name] = {s: torch.tensor(t) for s, t in record["indices"]}
+        for layer, shares in record["attention"]:
+            self._attention[layer] = (name, dict(shares))
 
     def _statistics(self, where: dict[str, Statistics], activations: Activations) -> Statistics:
         name = activations.target.name

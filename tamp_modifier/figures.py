@@ -52,7 +52,7 @@ def save_figure(figure: Figure, path: Path) -> Path:
 
 
 def draw_report(report: PruningReport, folder: Path) -> list[Path]:
-    """Writes ``sparsity.png``, and ``diversity.png`` and ``selected_tokens.png`` if measured."""
+    """Writes ``sparsity.png``, and those of diversity, selection and attention that are known."""
     if not report.linears:
         raise ReportError("the report has no pruned Linear, there is nothing to draw")
     paths = [save_figure(sparsity_figure(report), folder / "sparsity.png")]
@@ -60,6 +60,8 @@ def draw_report(report: PruningReport, folder: Path) -> list[Path]:
         paths.append(save_figure(diversity_figure(report), folder / "diversity.png"))
     if report.token_types and any(linear.selected for linear in report.linears.values()):
         paths.append(save_figure(selection_figure(report), folder / "selected_tokens.png"))
+    if report.attention:
+        paths.append(save_figure(attention_figure(report), folder / "attention.png"))
     return paths
 
 
@@ -210,6 +212,30 @@ def selection_figure(report: PruningReport) -> Figure:
     handles = [*number.get_legend_handles_labels()[0], *share.get_legend_handles_labels()[0]]
     labels = [*number.get_legend_handles_labels()[1], *share.get_legend_handles_labels()[1]]
     figure.legend(handles, labels, loc="outside right upper", frameon=False)
+    return figure
+
+
+def attention_figure(report: PruningReport) -> Figure:
+    """Share of the last token's attention that each modality gets, by depth.
+
+    Dashed is the share of each modality in the tokens, which uniform attention would give.
+    """
+    layers = [layer for layer in _layers(report) if layer in report.attention]
+    figure = new_figure(7.5, 3.6)
+    axes = figure.add_subplot()
+    total = sum(report.tokens.values())
+    for index, name in enumerate(name for name in MODALITY_NAMES if report.tokens.get(name)):
+        colour = MODALITY_COLOURS[name]
+        shares = [report.attention[layer].get(name, 0.0) for layer in layers]
+        axes.plot(shares, color=colour, marker=MARKERS[index], markersize=4, label=name)
+        axes.axhline(report.tokens[name] / total, color=colour, linestyle="--", linewidth=1)
+    axes.plot([], [], color="grey", linestyle="--", label="share of all tokens")
+    axes.set_ylim(0, 1)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    axes.set_title("attention of the last token, by modality", fontsize=10)
+    axes.grid(alpha=0.3)
+    _depth_axis(axes, layers)
+    figure.legend(loc="outside right upper", frameon=False)
     return figure
 
 

@@ -23,7 +23,7 @@ from tamp_modifier.data import (
 )
 from tamp_modifier.folders import check_output, new_folder
 from tamp_modifier.models import load_config, load_model, load_processor
-from tamp_modifier.report import PruningReport, write_json
+from tamp_modifier.report import REPORT_FILE, SAMPLES_FILE, PruningReport, write_json
 from tamp_modifier.tokens import modality_token_ids
 
 SAMPLES = 128
@@ -31,10 +31,6 @@ SAMPLES = 128
 
 LONGEST = 4096
 """Most tokens of a calibration sample by default; fewer where the model reads fewer."""
-
-REPORT_FILE = "tamp_report.json"
-SAMPLES_FILE = "tamp_samples.json"
-"""Which samples the report is of, and where their media lie in them."""
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,7 @@ def build_report(
             selected=selected.indices(name, samples),
             layer=target.layer or name.rpartition(".")[0],
         )
+    shares = selected.attention()
     return PruningReport(
         requested_sparsity=settings["sparsity"],
         reached_sparsity=weighted_sparsity(linears.values()),
@@ -70,6 +71,7 @@ def build_report(
         timings=dict(timings),
         linears=linears,
         token_types=[types[types >= 0].tolist() for batch in batches for types in batch.types],
+        attention={x.layer: shares[x.layer] for x in linears.values() if x.layer in shares},
     )
 
 

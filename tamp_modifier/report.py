@@ -13,7 +13,7 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 FORMAT = "tamp-pruning-report"
 FORMAT_VERSION = 2
 MAX_LAYER_ROWS = 16
+REPORT_FILE = "tamp_report.json"
+SAMPLES_FILE = "tamp_samples.json"
+"""Names in the folder of a pruned model: the report, and which samples it is of."""
 
 
 class ReportError(ValueError):
@@ -87,6 +90,8 @@ class PruningReport:
         linears: The pruned Linears by their full name, in order of depth.
         token_types: Modality of every token per sample, as in ``tamp_modifier.tokens``; empty if
             not kept.
+        attention: Share of the last token's attention that each modality gets, mean over samples,
+            by decoder layer; empty where the selection looks at no attention.
     """
 
     requested_sparsity: float
@@ -100,6 +105,7 @@ class PruningReport:
     timings: dict[str, float]
     linears: dict[str, LinearReport]
     token_types: list[list[int]] = field(default_factory=list)
+    attention: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def is_mixed(self) -> bool:
@@ -131,25 +137,9 @@ class PruningReport:
             ReportError: The file is not JSON, not a report, of another version, or has a wrong
                 value.
         """
-        path = Path(path)
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ReportError(f"{path} is not a JSON file: {error}") from None
-        except ReportError as error:
-            raise ReportError(f"{path}: {error}") from None
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise ReportError(f"{path} is not a pruning report of tamp-modifier")
-        version = data.get("format_version")
-        if version != FORMAT_VERSION:
-            raise ReportError(
-                f"{path} has report version {version!r}, this tamp-modifier reads "
-                f"version {FORMAT_VERSION}"
-            )
-        try:
-            return _report_from_dict(data)
-        except ReportError as error:
-            raise ReportError(f"{path}: {error}") from None
+        from tamp_modifier.report_reading import read_report
+
+        return read_report(Path(path))
 
     def table(self) -> Table:
         """Requested and reached sparsity: by depth (at most 16 rows), by Linear type, total."""
@@ -250,10 +240,6 @@ def figures(report: PruningReport, folder: str | os.PathLike[str]) -> list[Path]
     return draw_report(report, Path(folder))
 
 
-def _refuse_constant(name: str) -> float:
-    raise ReportError(f"it holds {name}, which is not strict JSON")
-
-
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
@@ -321,18 +307,6 @@ def _encode_runs(sample: Sequence[int]) -> list[list[int]]:
     return runs
 
 
-def _decode_runs(runs: Any, place: str) -> list[int]:
-    result: list[int] = []
-    for run in _expect(runs, list, place):
-        if len(_expect(run, list, place)) != 2:
-            raise ReportError(f"{place} holds {run!r}, expected [modality, count]")
-        modality, count = (_expect(value, int, place) for value in run)
-        if not 0 <= modality < len(MODALITY_NAMES) or count < 1:
-            raise ReportError(f"{place} holds {run!r}, expected [modality, count]")
-        result += [modality] * count
-    return result
-
-
 def _check_json(value: Any, place: str) -> None:
     """Names the place of the first value that strict JSON cannot hold."""
     if isinstance(value, dict):
@@ -347,83 +321,3 @@ def _check_json(value: Any, place: str) -> None:
         raise ReportError(f"{place} is {value}, which JSON cannot hold")
     elif value is not None and not isinstance(value, str | int | float | bool):
         raise ReportError(f"{place} is a {type(value).__name__}, which JSON cannot hold")
-
-
-def _expect(value: Any, kind: type | tuple[type, ...], place: str) -> Any:
-    kinds = kind if isinstance(kind, tuple) else (kind,)
-    if isinstance(value, bool) or not isinstance(value, kinds):
-        wanted = " or ".join(sorted("null" if k is type(None) else k.__name__ for k in kinds))
-        raise ReportError(f"{place} is {value!r:.60}, expected {wanted}")
-    return value
-
-
-def _number(value: Any, place: str, low: float = -math.inf, high: float = math.inf) -> float:
-    number = float(_expect(value, (int, float), place))
-    if not low <= number <= high:
-        raise ReportError(f"{place} is {number}, expected {low} to {high}")
-    return number
-
-
-def _named(data: Any, convert: Callable[[Any, str], Any], place: str) -> dict[str, Any]:
-    return {k: convert(v, f"{place}.{k}") for k, v in _expect(data, dict, place).items()}
-
-
-def _count(value: Any, place: str) -> int:
-    return int(_number(_expect(value, int, place), place, low=0))
-
-
-def _text(value: Any, place: str) -> str:
-    return _expect(value, str, place)
-
-
-def _check_keys(data: Mapping[str, Any], kind: type, place: str) -> None:
-    wanted = {f.name for f in fields(kind)}
-    missing, unknown = sorted(wanted - set(data)), sorted(set(data) - wanted)
-    if missing or unknown:
-        problem = f"lacks {', '.join(missing)}" if missing else f"has unknown {', '.join(unknown)}"
-        raise ReportError(f"{place} {problem}")
-
-
-def _report_from_dict(data: dict[str, Any]) -> PruningReport:
-    data = {k: v for k, v in data.items() if k not in ("format", "format_version")}
-    _check_keys(data, PruningReport, "the report")
-    seed = _expect(data["seed"], (int, type(None)), "seed")
-    return PruningReport(
-        requested_sparsity=_number(data["requested_sparsity"], "requested_sparsity", 0, 1),
-        reached_sparsity=_number(data["reached_sparsity"], "reached_sparsity", 0, 1),
-        mask_structure=_text(data["mask_structure"], "mask_structure"),
-        settings=_expect(data["settings"], dict, "settings"),
-        versions=_named(data["versions"], _text, "versions"),
-        seed=seed,
-        samples=_count(data["samples"], "samples"),
-        tokens=_named(data["tokens"], _count, "tokens"),
-        timings=_named(data["timings"], _number, "timings"),
-        linears=_named(data["linears"], _linear_from_dict, "linears"),
-        token_types=[
-            _decode_runs(runs, f"token_types[{index}]")
-            for index, runs in enumerate(_expect(data["token_types"], list, "token_types"))
-        ],
-    )
-
-
-def _linear_from_dict(data: Any, place: str) -> LinearReport:
-    _check_keys(_expect(data, dict, place), LinearReport, place)
-    shape = [_count(value, f"{place}.shape") for value in _expect(data["shape"], list, place)]
-    if len(shape) != 2:
-        raise ReportError(f"{place}.shape is {shape}, expected [out_features, in_features]")
-    importance = data["importance"]
-    return LinearReport(
-        shape=(shape[0], shape[1]),
-        numel=_count(data["numel"], f"{place}.numel"),
-        importance=None if importance is None else _number(importance, f"{place}.importance"),
-        similarities=_named(data["similarities"], _number, f"{place}.similarities"),
-        allocated=_number(data["allocated"], f"{place}.allocated", 0, 1),
-        pattern=_text(data["pattern"], f"{place}.pattern"),
-        reached=_number(data["reached"], f"{place}.reached", 0, 1),
-        tokens_seen=_count(data["tokens_seen"], f"{place}.tokens_seen"),
-        selected=[
-            [_count(token, f"{place}.selected") for token in _expect(sample, list, place)]
-            for sample in _expect(data["selected"], list, f"{place}.selected")
-        ],
-        layer=_text(data["layer"], f"{place}.layer"),
-    )

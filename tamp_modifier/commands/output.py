@@ -93,7 +93,9 @@ def library_silence(compressing: bool = True) -> Iterator[list[str]]:
         logger.enable("tamp_modifier")
         logger.remove()  # llm-compressor's, which would print our lines as they come
         sink = logger.add(
-            lambda message: warnings.append(message.record["message"]), level="WARNING"
+            lambda message: warnings.append(message.record["message"]),
+            level="WARNING",
+            filter="tamp_modifier",
         )
         try:
             yield warnings

@@ -6,15 +6,30 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from tamp_modifier.commands.arguments import positive
+
 
 def add_parser(subparsers: Any) -> None:
     """Add the command to the parser of ``tamp``."""
     parser = subparsers.add_parser(
         "report",
         help="show what a pruning run decided and reached",
-        description="Print the table of a report that TAMPModifier wrote (its field report_path).",
+        description="Print the table of a report that TAMPModifier wrote (its field report_path), "
+        "or that tamp prune left in the folder of the pruned model.",
     )
-    parser.add_argument("report", type=Path, metavar="REPORT.json", help="the report")
+    parser.add_argument(
+        "report", type=Path, metavar="REPORT.json", help="the report, or the folder it is in"
+    )
+    parser.add_argument(
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help="write a page with all figures and, where they are still there, the pictures of the "
+        "first samples with their selected tokens",
+    )
+    parser.add_argument(
+        "--pictures", type=positive, default=12, help="samples shown (default: %(default)s)"
+    )
     parser.add_argument("--figures", type=Path, metavar="DIR", help="draw figures into this folder")
     parser.set_defaults(run=run)
 
@@ -23,9 +38,12 @@ def run(args: argparse.Namespace) -> None:
     """Print the table, and draw the figures if asked for."""
     from rich.console import Console
 
-    from tamp_modifier.report import PruningReport, figures
+    from tamp_modifier.report import REPORT_FILE, SAMPLES_FILE, PruningReport, figures
 
-    report = PruningReport.load(args.report)
+    path = args.report
+    if path.is_dir() and (path / REPORT_FILE).is_file():
+        path = path / REPORT_FILE
+    report = PruningReport.load(path)
     console = Console()
     console.print(report.table())
     tokens = ", ".join(f"{count:,} {name}" for name, count in report.tokens.items())
@@ -35,5 +53,11 @@ def run(args: argparse.Namespace) -> None:
         if text:
             console.print(f"{label}: {text}", highlight=False)
     if args.figures is not None:
-        for path in figures(report, args.figures):
-            console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+        for figure in figures(report, args.figures):
+            console.print(f"wrote {figure}", highlight=False, soft_wrap=True)
+    if args.html is not None:
+        from tamp_modifier.report_page import read_samples, write_page
+
+        samples = read_samples(path.with_name(SAMPLES_FILE))
+        written = write_page(report, args.html, samples, args.pictures)
+        console.print(f"wrote {written}", highlight=False, soft_wrap=True)

@@ -73,6 +73,10 @@ def test_the_folder_holds_the_pruned_model_its_processor_and_its_report(pruned: 
         zeros, total = zeros + int((weight == 0).sum()), total + weight.numel()
     assert zeros / total == pytest.approx(report.reached_sparsity, abs=1e-9)
     assert AutoProcessor.from_pretrained(pruned).chat_template
+    assert len(report.attention) == 6
+    for shares in report.attention.values():
+        assert set(shares) == {"text", "image"}
+        assert sum(shares.values()) == pytest.approx(1, abs=1e-2)  # bf16 attention
     samples = json.loads((pruned / "tamp_samples.json").read_text())["samples"]
     assert [len(s["media"]) for s in samples] == [1, 1, 1]
     assert samples[0]["media"][0]["grid"] == [12, 12] and samples[0]["media"][0]["first"] == 2
@@ -143,6 +147,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     assert {path.name for path in tmp_path.iterdir()} == {"out"}
     ours, theirs = (PruningReport.load(f / "tamp_report.json") for f in (out, pruned))
     assert ours.linears == theirs.linears and ours.token_types == theirs.token_types
+    assert ours.attention == theirs.attention
 
 
 @contextmanager
