@@ -166,7 +166,6 @@ def test_short_training_raises_accuracy_after_70_percent() -> None:
             optimizer.step()
             optimizer.zero_grad()
     after = evaluate(model.eval(), processor, 15, tasks=TEXT_TASKS)
-    print(before.text, after.text)
     assert len(frozen.names) == len(zeros)
     assert after.text > before.text + 0.1
     for name, linear in decoder_linears(model).items():
