@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tamp_modifier.job import Pruned
 
 FIELDS = (
+    "preset",
     "sparsity",
     "mask_structure",
     "allocation",
@@ -69,6 +70,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _add_method(group: Any) -> None:
+    group.add_argument("--preset", help='"best" sets the rules and score that keep the most')
     group.add_argument(
         "--sparsity", type=float, help="share of the weights that goes (default: 0.5)"
     )

@@ -212,7 +212,7 @@ def test_layers_in_a_folder_of_something_else_are_not_touched(
         ("llava_next", ["--batch-size", "2", "--mask-structure", "2:4"]),
         ("gemma3", ["--batch-size", "3", "--allocation", "uniform", "--one-pass"]),
         ("qwen2_audio", ["--batch-size", "3", "--score", "sparsegpt", "--sparsity", "0.4"]),
-        ("llama", ["--selection", "all", "--ignore", "re:.*down_proj"]),
+        ("llama", ["--preset", "best", "--ignore", "re:.*down_proj"]),
     ],
 )
 def test_any_model_with_a_processor_is_pruned(
