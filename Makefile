@@ -111,7 +111,7 @@ test-compress: $(STAMP)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PARALLEL)
 
 .PHONY: test-serve
-test-serve: $(SERVE_STAMP) ## real vLLM: in process and as a server on 127.0.0.1; under six minutes
+test-serve: $(STAMP) $(SERVE_STAMP) ## real vLLM: in process and as a server on 127.0.0.1; under six minutes
 	@$(SERVE_BIN)/python -m pytest -q tests/serving
 
 # ---- benchmarks ----------------------------------------------------------------------------------

@@ -362,7 +362,7 @@ def test_options_reach_the_rules() -> None:
     ("fields", "message"),
     [
         ({"allocation": "ecoflap"}, "one of das, das_numel, uniform, owl, dlp, atp"),
-        ({"selection": "visual"}, "one of amia, all, text, drift"),
+        ({"selection": "visual"}, "one of amia, all, text, balanced, drift"),
         ({"score": "hessian"}, "one of wanda, sparsegpt, magnitude"),
         ({"allocation": "owl", "allocation_options": {"beta": 1}}, "its options are m, lam"),
         ({"allocation": {"a": 0.5}, "allocation_options": {"m": 1}}, "for a rule by name"),

@@ -267,7 +267,7 @@ def test_text_rule_takes_all_tokens_of_a_sample_without_text() -> None:
 
 
 def test_unknown_rule_and_bad_options_are_refused() -> None:
-    with pytest.raises(ValueError, match="amia, all, text, drift, got 'best'"):
+    with pytest.raises(ValueError, match="amia, all, text, balanced, drift, got 'best'"):
         get_selection("best")
     with pytest.raises(ValueError, match="num_neighbors must be an integer >= 1, got 0"):
         get_selection("amia", num_neighbors=0)
