@@ -11,7 +11,10 @@ from torch import nn
 
 
 def load_config(model: str) -> Any:
-    """The config of a model.
+    """The config of a model; of an Omni model, that of the part that reads and writes text.
+
+    Talker and vocoder of an Omni model only speak. The model is then its thinker, which
+    transformers loads from the same folder and saves alone.
 
     Args:
         model: a folder, or a name on the hub.
@@ -28,11 +31,12 @@ def load_config(model: str) -> Any:
     if not folder.exists() and (model.count("/") != 1 or model.startswith((".", "/", "~"))):
         raise FileNotFoundError(2, "no such folder", model)
     try:
-        return AutoConfig.from_pretrained(model)
+        config = AutoConfig.from_pretrained(model)
     except json.JSONDecodeError as error:
         raise ValueError(f"{model}: config.json is not JSON: {error}") from None
     except Exception as error:  # transformers raises many kinds
         raise ValueError(f"{model}: its config cannot be loaded: {_one(error)}") from None
+    return getattr(config, "thinker_config", None) or config
 
 
 def load_processor(model: str) -> Any:
