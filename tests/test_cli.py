@@ -89,12 +89,24 @@ def test_a_bad_report_is_one_line_and_status_1(tmp_path: Path, prepare, message:
     assert done.stderr.startswith("tamp: error: report.json") and message in done.stderr
 
 
-def test_figures_in_a_place_that_is_a_file_are_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--figures", "report.json"), "--figures must name a folder, report.json is a file"),
+        (("--html", "report.json"), "--html must name a file that ends with .html"),
+        (("--html", "a.html"), "--html must name a file, a.html is a folder"),
+    ],
+)
+def test_a_bad_place_is_refused_before_anything_is_printed(
+    tmp_path: Path, option: tuple[str, str], message: str
+) -> None:
     make_report().save(tmp_path / "report.json")
-    (tmp_path / "taken").write_text("")
-    done = run("report", "report.json", "--figures", "taken", cwd=tmp_path)
-    assert done.returncode == 1
-    assert done.stderr.count("\n") == 1 and "taken" in done.stderr
+    (tmp_path / "a.html").mkdir()
+    before = (tmp_path / "report.json").read_bytes()
+    done = run("report", "report.json", *option, cwd=tmp_path)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and message in done.stderr
+    assert (tmp_path / "report.json").read_bytes() == before
 
 
 def test_the_traceback_is_shown_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

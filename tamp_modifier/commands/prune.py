@@ -178,8 +178,7 @@ def _recipe_of_file(path: Path) -> Callable[[str | None, str | None], list[Any]]
 
     from tamp_modifier import TAMPModifier
 
-    if not path.is_file():
-        raise FileNotFoundError(2, "no such recipe", str(path))
+    _check_yaml(path)
 
     def make(report_path: str | None, resume_path: str | None) -> list[Any]:
         try:
@@ -192,11 +191,39 @@ def _recipe_of_file(path: Path) -> Callable[[str | None, str | None], list[Any]]
         ours = [modifier for modifier in modifiers if isinstance(modifier, TAMPModifier)]
         if len(ours) != 1:
             raise ValueError(f"{path} must have one TAMPModifier, it has {len(ours)}")
+        for field in ("report_path", "resume_path"):
+            if getattr(ours[0], field) is not None:
+                raise ValueError(f"{path}: leave out {field}, it goes where --output says")
         ours[0].report_path, ours[0].resume_path = report_path, resume_path
         return modifiers
 
     make(None, None)
     return make
+
+
+def _check_yaml(path: Path) -> None:
+    """Refuses what YAML would read without a word: a key that is given twice hides the first."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+            twice = next((key for key in keys if keys.count(key) > 1), None)
+            if twice is not None:
+                line = node.start_mark.line + 1
+                raise ValueError(f"{path}: {twice} is given twice in the block at line {line}")
+            return super().construct_mapping(node, deep)
+
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, not a recipe")
+    if not path.is_file():
+        raise FileNotFoundError(2, "no such recipe", str(path))
+    try:
+        document = yaml.load(path.read_text(encoding="utf-8"), Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(document, dict):
+        raise ValueError(f"{path} is not a recipe: expected stages of modifiers")
 
 
 def _refusals(error: Any) -> str:

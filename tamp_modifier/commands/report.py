@@ -36,6 +36,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the table, and draw the figures if asked for."""
+    _check_outputs(args)
     from rich.console import Console
 
     from tamp_modifier.report import REPORT_FILE, SAMPLES_FILE, PruningReport, figures
@@ -61,3 +62,14 @@ def run(args: argparse.Namespace) -> None:
         samples = read_samples(path.with_name(SAMPLES_FILE))
         written = write_page(report, args.html, samples, args.pictures)
         console.print(f"wrote {written}", highlight=False, soft_wrap=True)
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """Refuses what cannot be, or should not be, written, before anything is printed."""
+    page, folder = args.html, args.figures
+    if page is not None and page.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"--html must name a file that ends with .html, got {page}")
+    if page is not None and page.is_dir():
+        raise ValueError(f"--html must name a file, {page} is a folder")
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise ValueError(f"--figures must name a folder, {folder} is a file")

@@ -22,6 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loguru import logger
+
+from tamp_modifier.budget import some
+
 KINDS = ("image", "video", "audio")
 SUFFIXES = {
     "image": (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
@@ -127,12 +131,17 @@ def read_conversations(path: str | Path, need_answer: bool = True) -> list[Conve
 def _folder(folder: Path) -> Iterator[Conversation]:
     files = sorted(file for file in folder.iterdir() if file.is_file())
     captions: set[Path] = set()
+    alone = []
     for file in files:
         kind = next((k for k, suffixes in SUFFIXES.items() if file.suffix.lower() in suffixes), "")
         text = file.with_suffix(".txt")
         if kind and text.is_file():
             captions.add(text)
             yield _described(file, kind, _read(text))
+        elif kind:
+            alone.append(file.name)
+    if captions and alone:  # without any, a list in the folder names the files
+        logger.warning(f"{folder}: no .txt beside, so left out: {some(alone)}")
     for file in files:
         if file.suffix in (".jsonl", ".json", ".txt") and file not in captions:
             yield from _file(file)
@@ -170,7 +179,7 @@ def _file(file: Path) -> Iterator[Conversation]:
 
 def _read(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise DataError(f"{file}: the file is not text in UTF-8") from None
 

@@ -176,7 +176,14 @@ class Encoder:
             raise DataError(
                 f"{conversation.name}: {type(self._processor).__name__} cannot encode it: {what}"
             ) from None
-        return {name: torch.as_tensor(value) for name, value in found.items()}
+        inputs = {name: torch.as_tensor(value) for name, value in found.items()}
+        for kind, tokens in self._placeholders.items():
+            if not media and torch.isin(inputs["input_ids"], torch.tensor(list(tokens))).any():
+                raise DataError(
+                    f"{conversation.name}: the text holds the model's mark for {kind}, but there "
+                    f"is no {kind}"
+                )
+        return inputs
 
     def _answer_start(
         self,

@@ -97,13 +97,16 @@ def test_placeholders_in_the_text_take_the_files_in_order(tmp_path: Path) -> Non
     assert found.task == "order"
 
 
-def test_a_folder_gives_described_files_then_its_lists(tmp_path: Path) -> None:
+def test_a_folder_gives_described_files_then_its_lists(
+    tmp_path: Path, logged: list[str]
+) -> None:
     picture(tmp_path / "b.png")
     (tmp_path / "b.txt").write_text("a blue picture\n")
     picture(tmp_path / "alone.png")
     (tmp_path / "lines.txt").write_text("one line\n\nanother\n")
     (tmp_path / "list.json").write_text(json.dumps([asked(), {"text": "plain"}]))
     found = read_conversations(tmp_path)
+    assert "no .txt beside, so left out: alone.png" in logged[0]
     assert [parts(c)[-1][0][1] for c in found] == [
         "a blue picture",
         "one line",

@@ -56,6 +56,13 @@ def with_output(folder: Path, taken: bool) -> list[str]:
     return data(folder)
 
 
+def with_recipe(folder: Path, *lines: str) -> list[str]:
+    recipe = folder / "recipe.yaml"
+    fields = "".join(f"      {line}\n" for line in lines)
+    recipe.write_text(f"a_stage:\n  pruning_modifiers:\n    TAMPModifier:\n{fields}")
+    return [*data(folder), "--recipe", str(recipe)]
+
+
 CASES: dict[str, Callable[[Path], list[str]]] = {
     "the model does not exist": lambda f: [str(f / "absent"), *data(f)],
     "the model's folder holds no model": lambda f: with_model(f, None),
@@ -81,6 +88,13 @@ CASES: dict[str, Callable[[Path], list[str]]] = {
     "an allocation that does not exist": lambda f: [*data(f), "--allocation", "fair"],
     "targets that match nothing": lambda f: [*data(f), "--targets", "Conv9d", "--dry-run"],
     "a recipe that does not exist": lambda f: [*data(f), "--recipe", str(f / "absent.yaml")],
+    "a recipe with a key that is given twice": lambda f: with_recipe(
+        f, "sparsity: 0.3", "sparsity: 0.5"
+    ),
+    "a recipe that says where the report goes": lambda f: with_recipe(f, "report_path: a.json"),
+    "a text with the model's mark for a picture, without one": lambda f: data(
+        f, {"text": "what does <image> mean ?"}
+    ),
     "a recipe that is none": lambda f: with_file(
         f, "recipe.yaml", "a_stage:\n  b: {}\n", *data(f), "--recipe", str(f / "recipe.yaml")
     ),
