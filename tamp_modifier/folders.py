@@ -5,9 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def check_output(out: Path, needed: int = 0) -> None:
@@ -46,22 +50,28 @@ def check_output(out: Path, needed: int = 0) -> None:
 
 
 @contextmanager
-def new_folder(out: Path, hint: str = "") -> Iterator[Path]:
-    """Gives a folder ``.tmp`` beside `out` to write into, and renames it at the end.
+def new_folder(out: Path, hint: str = "", temporary: Path | None = None) -> Iterator[Path]:
+    """Gives a folder beside `out` to write into, and renames it at the end.
 
-    After an error or an interrupt nothing of it is left; what a killed run has left goes first.
+    After an error, an interrupt or SIGTERM nothing of it is left.
 
     Args:
         out: must not exist, or be empty.
         hint: what to add to the message when writing fails.
+        temporary: the folder to write into, which must not exist; by default ``OUT.tmp``, of which
+            what a killed run has left goes first.
 
     Raises:
         OSError: writing failed, be it for a full disk.
     """
-    temporary = out.with_name(out.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
+    if temporary is None:
+        temporary = out.with_name(out.name + ".tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+    else:
         temporary.mkdir(parents=True)
+    before = _catch_termination()
+    try:
+        temporary.mkdir(parents=True, exist_ok=True)
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
@@ -79,3 +89,19 @@ def new_folder(out: Path, hint: str = "") -> Iterator[Path]:
                 code, f"saving failed and nothing was left behind: {what}{hint}", str(out)
             ) from error
         raise
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _catch_termination() -> Any:
+    """Have SIGTERM unwind like an error; the handler before, None if that cannot be done here."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        return None
+
+    def leave(number: int, frame: object) -> None:
+        sys.exit(128 + number)
+
+    return signal.signal(signal.SIGTERM, leave)

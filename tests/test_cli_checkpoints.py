@@ -121,12 +121,12 @@ def test_a_full_folder_is_left_alone(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("pack", model, model) == 1
-    assert "not an empty folder" in error(capsys)
+    assert "is not empty" in error(capsys)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("")
     for command in ("pack", "unpack"):
         assert run(command, model, tmp_path / "full") == 1
-        assert "not an empty folder" in error(capsys)
+        assert "is not empty" in error(capsys)
     assert [item.name for item in (tmp_path / "full").iterdir()] == ["mine"]
 
 

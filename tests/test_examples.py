@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -81,3 +82,19 @@ def test_a_script_without_data_says_so(
         runpy.run_path(str(path), run_name="__main__")
     assert end.value.code == 2
     assert "give --data or --tiny" in capsys.readouterr().err
+
+
+def test_without_a_server_asking_is_one_line(tmp_path: Path) -> None:
+    with socket.socket() as free:  # bound, but nobody listens
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "examples" / "serving" / "ask.py"), "--url", url],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"no server at {url}; start `make serve`"), done.stderr
+    assert done.stderr.count("\n") == 1

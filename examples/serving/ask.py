@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import base64
 import json
+import sys
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -64,7 +66,16 @@ def main() -> None:
         picture.parent.mkdir(exist_ok=True)
         draw(sample.scene).save(picture)
     print(f"picture: {picture}\nquestion: {question}")
-    print(f"answer: {ask(arguments.url, question, picture)}")
+    try:
+        answer = ask(arguments.url, question, picture)
+    except urllib.error.HTTPError as error:
+        sys.exit(f"the server at {arguments.url} refused: {error.code} {error.reason}")
+    except OSError:  # URLError, a lost connection, a timeout
+        sys.exit(
+            f"no server at {arguments.url}; start `make serve` and wait for "
+            '"Application startup complete"'
+        )
+    print(f"answer: {answer}")
     if right is not None:
         print(f"right answer: {right}")
 

@@ -12,13 +12,15 @@ import json
 import math
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from tamp_modifier.folders import check_output, new_folder
+from tamp_modifier.sparse.files import INDEX_FILE, MarkerCheck, open_shard, shards, stored_names
 from tamp_modifier.sparse.format import STORAGE_DTYPES, nonzero, pack, unpack
 from tamp_modifier.sparse.safetensors_writer import ShardWriter
 from tamp_modifier.sparse.serialization import (
@@ -33,7 +35,6 @@ from tamp_modifier.sparse.serialization import (
 )
 
 CONFIG_FILE = "config.json"
-INDEX_FILE = "model.safetensors.index.json"
 # Below this sparsity a 16-bit weight would hardly shrink: the mask costs 1 bit a weight.
 MIN_SPARSITY = 0.2
 NEVER_PACKED = ("embed_tokens", "lm_head", "wte", "wpe", "word_embeddings")
@@ -51,6 +52,7 @@ class PackStats:
         packed_bytes: bytes of these weights when packed.
         total_bytes: bytes of all tensors in the written folder.
         files: names of the written shards.
+        tensors: number of tensors, packed weights counted as one.
     """
 
     linears: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -58,45 +60,12 @@ class PackStats:
     packed_bytes: int = 0
     total_bytes: int = 0
     files: list[str] = dataclasses.field(default_factory=list)
+    tensors: int = 0
 
     @property
     def ratio(self) -> float:
         """Packed bytes over dense bytes of the packed weights; 1.0 if there are none."""
         return self.packed_bytes / self.dense_bytes if self.dense_bytes else 1.0
-
-
-def shards(folder: str | os.PathLike[str]) -> list[Path]:
-    """The safetensors files of a checkpoint folder, those of the index if there is one.
-
-    Raises:
-        FileNotFoundError: the folder or one of the files of the index is missing.
-        ValueError: there are no safetensors files, or the index is no index.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder")
-    index = folder / INDEX_FILE
-    if index.exists():
-        names = sorted(set(_weight_map(index).values()))
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
-            raise FileNotFoundError(f"{folder}: the index names missing files: {missing}")
-        return [folder / name for name in names]
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ValueError(f"{folder} holds no safetensors files")
-    return files
-
-
-def _weight_map(index: Path) -> dict[str, str]:
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{index} is not a safetensors index: {error}") from error
-    for name in weight_map.values():
-        if not isinstance(name, str) or Path(name).name != name:
-            raise ValueError(f"{index}: {name!r} is not a file name")
-    return weight_map
 
 
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -149,13 +118,6 @@ def _groups(names: Iterable[str]) -> dict[str, tuple[str, list[str]]]:
     return groups
 
 
-def _open(file: Path) -> Any:
-    try:
-        return safe_open(file, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} is not a readable safetensors file: {error}") from error
-
-
 def _to_dense(tensors: Mapping[str, Tensor], name: str, kind: str) -> Tensor:
     if kind == "packed":
         return unpack(from_tensors(tensors, name))
@@ -173,7 +135,7 @@ def iter_stored(file: str | os.PathLike[str]) -> Iterator[tuple[str, str, Tensor
     Raises:
         ValueError: the file cannot be read, or a packed tensor is damaged; names it.
     """
-    with _open(Path(file)) as handle:
+    with open_shard(Path(file)) as handle:
         for name, (kind, stored) in _groups(handle.keys()).items():
             tensors = {part: handle.get_tensor(part) for part in stored}
             size = sum(tensor.nbytes for tensor in tensors.values())
@@ -217,50 +179,53 @@ def _write_json(file: Path, content: Any) -> None:
 def _convert(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],
+    check_stored: Callable[[set[str]], None],
     make_config: Callable[[dict[str, Any], PackStats], dict[str, Any]],
     convert: Callable[[str, Tensor, PackStats], dict[str, Tensor]],
     progress: Progress | None,
 ) -> PackStats:
     """Write `source` to `out` with each dense tensor replaced by what `convert` makes of it.
 
-    All goes to ``.partial`` beside `out` and is renamed at the end: `out` is whole or absent.
+    All goes to a folder of its own beside `out` and is renamed: `out` is whole or absent.
     """
     source, out = Path(source), Path(out)
     files = shards(source)
     config = read_config(source)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} exists and is not an empty folder")
-    partial = out.with_name(out.name + ".partial")
-    if partial.exists():
-        shutil.rmtree(partial)  # left by a run that was stopped
-    partial.mkdir(parents=True)
+    check_output(out)
+    out = Path(os.path.abspath(out))  # "." has no name
+    if out == Path.cwd():
+        raise ValueError(f"{out} is the current folder; give a new one")
+    if source.resolve() in out.resolve().parents:
+        raise ValueError(f"{out} lies inside {source}; give a folder beside it")
+    stored = stored_names(files)
+    check_stored(stored)
+    check = MarkerCheck(source, read_marker(config))
+    check.check_names(stored)
     stats = PackStats()
     weight_map: dict[str, str] = {}
-    try:
+    temporary = out.with_name(f"{out.name}.{uuid.uuid4().hex[:12]}.partial")
+    with new_folder(out, temporary=temporary) as partial:
         for number, file in enumerate(files):
-            with _open(file) as handle:
+            with open_shard(file) as handle:
                 metadata = handle.metadata()
             with ShardWriter(partial / file.name, metadata) as shard:
                 for name, dense in iter_dense([file]):
                     if progress is not None:
                         progress(name, number, len(files))
+                    check.see(name, dense)
+                    stats.tensors += 1
                     for part, tensor in convert(name, dense, stats).items():
                         shard.add(part, tensor)
                         weight_map[part] = file.name
                         stats.total_bytes += tensor.nbytes
             stats.files.append(file.name)
+        check.finish()
         _write_json(partial / CONFIG_FILE, make_config(config, stats))
         if (source / INDEX_FILE).exists():
             index = {"metadata": {"total_size": stats.total_bytes}, "weight_map": weight_map}
             _write_json(partial / INDEX_FILE, index)
         written = {file.name for file in files} | {CONFIG_FILE, INDEX_FILE}
         _copy_other_files(source, partial, written)
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return stats
 
 
@@ -283,12 +248,20 @@ def pack_checkpoint(
 
     Raises:
         FileNotFoundError: `source` or one of its files is missing.
-        ValueError: bad arguments, unreadable files, or no weight is sparse enough.
+        ValueError: bad arguments, unreadable files, a weight does not fit config.json, `source` is
+            packed, or no weight is sparse enough.
     """
     if not (0 < min_sparsity <= 1) or math.isnan(min_sparsity):
         raise ValueError(f"min_sparsity must be in (0, 1], got {min_sparsity}")
+    unknown: set[str] = set()
+
+    def check_stored(stored: set[str]) -> None:
+        if any(name.endswith(PACKED_SUFFIXES) for name in stored):
+            raise ValueError(f"{source} is packed already")
 
     def convert(name: str, dense: Tensor, stats: PackStats) -> dict[str, Tensor]:
+        if dense.dim() == 2 and name.endswith(".weight") and dense.dtype not in STORAGE_DTYPES:
+            unknown.add(str(dense.dtype).removeprefix("torch."))
         if not _is_pruned_linear(name, dense, min_sparsity):
             return {name: dense}
         packed = pack(dense)
@@ -299,13 +272,19 @@ def pack_checkpoint(
         return tensors
 
     def make_config(config: dict[str, Any], stats: PackStats) -> dict[str, Any]:
+        if not stats.linears and unknown:
+            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in STORAGE_DTYPES)
+            raise ValueError(
+                f"{source}: {', '.join(sorted(unknown))} weights cannot be packed, allowed are "
+                f"{known}, with {min_sparsity:.0%} zeros"
+            )
         if not stats.linears:
             raise ValueError(
                 f"{source}: no 2-D weight has {min_sparsity:.0%} zeros; prune the model first"
             )
-        return mark_packed(config, stats.linears)
+        return mark_packed(config, stats.linears, stats.tensors)
 
-    return _convert(source, out, make_config, convert, progress)
+    return _convert(source, out, check_stored, make_config, convert, progress)
 
 
 def unpack_checkpoint(
@@ -319,65 +298,56 @@ def unpack_checkpoint(
 
     Raises:
         FileNotFoundError: `source` or one of its files is missing.
-        ValueError: unreadable or damaged files, or a weight does not fit config.json; names it.
+        ValueError: nothing is packed, unreadable or damaged files, or a weight does not fit
+            config.json; names it.
     """
-    expected = (read_marker(read_config(source)) or {}).get("linears") or {}
+    shards(source)  # whether the folder and its files are there comes first
+    marker = read_marker(read_config(source)) or {}
+    expected = marker.get("linears") or {}
+
+    def check_stored(stored: set[str]) -> None:
+        packed = any(name.endswith((*PACKED_SUFFIXES, ".bitmask")) for name in stored)
+        if not packed and marker.get("layout") != "packed":
+            raise ValueError(f"{source}: nothing is packed, the weights are dense already")
 
     def convert(name: str, dense: Tensor, stats: PackStats) -> dict[str, Tensor]:
-        kept = _check_kept(name, dense, expected)
-        if kept is not None:
-            stats.linears[name.removesuffix(".weight")] = kept
+        linear = name.removesuffix(".weight")
+        if linear in expected and dense.dim() == 2:
+            stats.linears[linear] = expected[linear]  # checked before
             stats.dense_bytes += dense.nbytes
         return {name: dense}
 
     def make_config(config: dict[str, Any], stats: PackStats) -> dict[str, Any]:
-        _check_all_found(source, expected, stats.linears)
         return mark_dense(config, stats.linears or None)
 
-    return _convert(source, out, make_config, convert, progress)
-
-
-def _check_kept(name: str, dense: Tensor, expected: Mapping[str, int]) -> int | None:
-    """Non-zeros of a weight that `expected` lists, None for all others."""
-    linear = name.removesuffix(".weight")
-    if linear not in expected or dense.dim() != 2:
-        return None
-    kept = int(nonzero(dense).sum())
-    if kept != expected[linear]:
-        raise ValueError(f"{name} keeps {kept} values, config.json says {expected[linear]}")
-    return kept
-
-
-def _check_all_found(source: object, expected: Iterable[str], found: Iterable[str]) -> None:
-    missing = sorted(set(expected) - set(found))
-    if missing:
-        raise ValueError(f"{source}: config.json names weights that are missing: {missing}")
+    return _convert(source, out, check_stored, make_config, convert, progress)
 
 
 def write_dense(
-    files: Sequence[str | os.PathLike[str]], folder: Path, linears: Mapping[str, int]
+    files: Sequence[str | os.PathLike[str]], folder: Path, marker: Mapping[str, Any]
 ) -> list[Path]:
     """Write dense copies of safetensors files, under the same names, into `folder`.
 
     Args:
         files: packed, dense or legacy files.
         folder: exists and is empty.
-        linears: pruned weights without ".weight", and their non-zeros; all of them must be there.
+        marker: of config.json; all that it names must be there.
 
     Returns:
         The written files, in the order of `files`.
 
     Raises:
         ValueError: a file cannot be read, or a weight is damaged, missing or does not fit
-            `linears`; names it.
+            `marker`; names it.
     """
-    written, found = [], set()
+    written = []
+    check = MarkerCheck(", ".join(map(str, files)), marker)
+    check.check_names(stored_names(map(Path, files)))
     for file in map(Path, files):
         with ShardWriter(folder / file.name, {"format": "pt"}) as shard:
             for name, dense in iter_dense([file]):
-                if _check_kept(name, dense, linears) is not None:
-                    found.add(name.removesuffix(".weight"))
+                check.see(name, dense)
                 shard.add(name, dense)
         written.append(folder / file.name)
-    _check_all_found(", ".join(map(str, files)), linears, found)
+    check.finish()
     return written

@@ -17,8 +17,8 @@ from tamp_modifier.sparse.checkpoint import (
     Progress,
     iter_stored,
     read_config,
-    shards,
 )
+from tamp_modifier.sparse.files import MarkerCheck, shards, stored_names
 from tamp_modifier.sparse.format import COMPUTE_DTYPES, STORAGE_DTYPES, mask_shape, nonzero
 from tamp_modifier.sparse.serialization import INNER_KEY, QUANT_METHOD, read_marker
 
@@ -116,7 +116,8 @@ def inspect_checkpoint(
 
     Raises:
         FileNotFoundError: the folder or one of its files is missing.
-        ValueError: unreadable or damaged files; names the file or the tensor.
+        ValueError: unreadable or damaged files, or they do not fit config.json; names the file or
+            the tensor.
     """
     config = read_config(folder)
     marker = read_marker(config)
@@ -131,15 +132,19 @@ def inspect_checkpoint(
         stored_bytes=0,
     )
     files = shards(folder)
+    check = MarkerCheck(folder, marker)
+    check.check_names(stored_names(files))
     for number, file in enumerate(files):
         for name, kind, dense, size in iter_stored(Path(file)):
             if progress is not None:
                 progress(name, number, len(files))
+            check.see(name, dense)
             info.stored_bytes += size
             if _is_linear(name, dense):
                 info.linears.append(_describe(name, kind, dense))
             else:
                 info.other_bytes += dense.nbytes
+    check.finish()
     _decide(info, marker, quantization)
     return info
 
@@ -187,6 +192,8 @@ def _decide(
             why = "the output head is not pruned"
         elif ".experts." in linear.name:
             why = "experts go to vLLM's own kernels"
+        elif info.quantization is None and linear.dtype not in _short(COMPUTE_DTYPES):
+            why = f"{linear.dtype} without quantization_config is not served packed"
         elif sparsity is None:
             why = "stays with the stock kernel of its quantization"
         elif listed is not None and linear.name not in listed:

@@ -42,13 +42,16 @@ PACKED_SUFFIXES = (MASK_SUFFIX, VALUES_SUFFIX, HEADER_SUFFIX)
 _HEADER_LENGTH = 6
 
 
-def config_marker(layout: str, linears: Mapping[str, int] | None = None) -> dict[str, Any]:
+def config_marker(
+    layout: str, linears: Mapping[str, int] | None = None, tensors: int | None = None
+) -> dict[str, Any]:
     """What stands in config.json under `CONFIG_KEY`.
 
     Args:
         layout: "dense" (safetensors with zeros) or "packed".
         linears: name of each pruned weight on disk, without ".weight", and its number of non-zeros;
             may be absent in layout "dense".
+        tensors: number of tensors of the dense checkpoint; may be absent.
 
     Raises:
         ValueError: the layout is unknown, or `linears` is missing in layout "packed".
@@ -56,6 +59,8 @@ def config_marker(layout: str, linears: Mapping[str, int] | None = None) -> dict
     marker: dict[str, Any] = {"format": CONFIG_FORMAT, "version": FORMAT_VERSION, "layout": layout}
     if linears is not None:
         marker["linears"] = dict(linears)
+    if tensors is not None:
+        marker["tensors"] = tensors
     _check_marker(marker)
     return marker
 
@@ -78,6 +83,9 @@ def _check_marker(marker: Mapping[str, Any]) -> None:
         and all(type(kept) is int and kept >= 0 for kept in linears.values())
     ):
         raise ValueError(f"{where}: linears must map names to numbers of non-zeros")
+    tensors = marker.get("tensors")
+    if tensors is not None and (type(tensors) is not int or tensors < 0):
+        raise ValueError(f"{where}: tensors must be a number, got {tensors!r}")
 
 
 def read_marker(config: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -93,11 +101,13 @@ def read_marker(config: Mapping[str, Any]) -> dict[str, Any] | None:
     return dict(marker)
 
 
-def mark_packed(config: Mapping[str, Any], linears: Mapping[str, int]) -> dict[str, Any]:
-    """The contents of config.json of a packed checkpoint; see `config_marker` for `linears`."""
+def mark_packed(
+    config: Mapping[str, Any], linears: Mapping[str, int], tensors: int | None = None
+) -> dict[str, Any]:
+    """The contents of config.json of a packed checkpoint; arguments as in `config_marker`."""
     inner = _inner_quantization(config)
     quantization = {"quant_method": QUANT_METHOD} | ({} if inner is None else {INNER_KEY: inner})
-    marker = config_marker("packed", linears)
+    marker = config_marker("packed", linears, tensors)
     return {**config, CONFIG_KEY: marker, "quantization_config": quantization}
 
 

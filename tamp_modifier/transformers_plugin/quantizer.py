@@ -77,7 +77,7 @@ class TampSparseQuantizer(HfQuantizer):
         self._shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
         self._folder = tempfile.TemporaryDirectory(prefix="tamp-unpacked-")
         # In place: transformers reads from this list afterwards.
-        files[:] = map(str, write_dense(files, Path(self._folder.name), marker["linears"]))
+        files[:] = map(str, write_dense(files, Path(self._folder.name), marker))
         model.config.compression_config = config_marker("dense", marker["linears"])
 
     def postprocess_model(self, model: Any, **kwargs: Any) -> None:

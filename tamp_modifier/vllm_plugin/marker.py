@@ -36,11 +36,8 @@ def find_marker(hf_config: object) -> Marker | None:
     found = read_marker({CONFIG_KEY: getattr(hf_config, CONFIG_KEY, None)})
     if found is None:
         return None
-    tensors = found.get("tensors")
-    if tensors is not None and (type(tensors) is not int or tensors < 0):
-        raise ValueError(f"config.json, {CONFIG_KEY}: tensors must be a number, got {tensors!r}")
     linears = found.get("linears")
-    return Marker(None if linears is None else dict(linears), tensors)
+    return Marker(None if linears is None else dict(linears), found.get("tensors"))
 
 
 def _tensor_names(path: Path) -> set[str]:

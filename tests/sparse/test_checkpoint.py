@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from tamp_modifier.sparse.checkpoint import (
     pack_checkpoint,
     unpack_checkpoint,
 )
+from tamp_modifier.sparse.inspection import inspect_checkpoint
 from tests.sparse.test_serialization import legacy_24, legacy_bitmask, weight_24
 
 UP, DOWN = "model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight"
@@ -172,7 +175,7 @@ def test_an_interrupted_run_leaves_nothing(model, tmp_path):
 def test_a_full_target_is_refused(model, tmp_path):
     (tmp_path / "packed").mkdir()
     (tmp_path / "packed" / "mine").write_text("")
-    with pytest.raises(ValueError, match="not an empty folder"):
+    with pytest.raises(ValueError, match="is not empty"):
         pack_checkpoint(model, tmp_path / "packed")
 
 
@@ -241,3 +244,115 @@ def test_a_config_that_does_not_fit_the_weights_is_refused(model, tmp_path):
         file.write_text(json.dumps(config))
         with pytest.raises(ValueError, match=message):
             unpack_checkpoint(packed, tmp_path / "dense")
+
+
+def test_a_folder_that_is_not_ours_is_left_alone(model, tmp_path):
+    (tmp_path / "packed.partial").mkdir()
+    (tmp_path / "packed.partial" / "thesis.txt").write_text("mine")
+    pack_checkpoint(model, tmp_path / "packed")
+    assert (tmp_path / "packed.partial" / "thesis.txt").read_text() == "mine"
+    assert {item.name for item in tmp_path.iterdir()} == {"model", "packed", "packed.partial"}
+
+
+def test_a_terminated_run_leaves_nothing(model, tmp_path):
+    def stop(name, shard, shards):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as end:
+        pack_checkpoint(model, tmp_path / "packed", progress=stop)
+    assert end.value.code == 143 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert [item.name for item in tmp_path.iterdir()] == ["model"]
+
+
+def test_places_that_cannot_be_written_are_refused(model, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="lies inside"):
+        pack_checkpoint(model, model / "packed")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(ValueError, match="the current folder"):
+        pack_checkpoint(model, ".")
+
+
+READERS = {
+    "pack": lambda model: pack_checkpoint(model, model.parent / "out"),
+    "unpack": lambda model: unpack_checkpoint(model, model.parent / "out"),
+    "inspect": inspect_checkpoint,
+}
+
+
+@pytest.mark.parametrize("command", READERS)
+def test_half_a_model_is_refused(model, command):
+    read, index = READERS[command], model / checkpoint.INDEX_FILE
+    content = json.loads(index.read_text())
+    first, second = sorted(set(content["weight_map"].values()))
+
+    def refused(weight_map, message, kind=ValueError):
+        index.write_text(json.dumps({**content, "weight_map": weight_map}))
+        with pytest.raises(kind, match=message):
+            read(model)
+
+    weight_map = content["weight_map"]
+    refused({UP: second, **{k: v for k, v in weight_map.items() if k != UP}}, UP)
+    refused({k: v for k, v in weight_map.items() if k != UP}, f"{first} holds {UP}, which")
+    refused({**weight_map, "lost.weight": first}, f"{first} lacks lost.weight, which")
+    only = {k: v for k, v in weight_map.items() if v == first}
+    refused(only, second, FileNotFoundError)
+    refused(list(weight_map), "is not a safetensors index")
+    index.unlink()
+    (model / second).unlink()
+    with pytest.raises(FileNotFoundError, match=second):
+        read(model)
+
+
+@pytest.mark.parametrize("command", ["pack", "inspect"])
+def test_the_marker_of_a_dense_checkpoint_is_checked(model, command):
+    linear, kept = UP.removesuffix(".weight"), int((tensors_of_a_model()[UP] != 0).sum())
+
+    def read(linears, tensors):
+        marker = {**sparse.config_marker("dense", linears), "tensors": tensors}
+        (model / "config.json").write_text(json.dumps({sparse.CONFIG_KEY: marker}))
+        return READERS[command](model)
+
+    with pytest.raises(ValueError, match=f"keeps {kept} values, config.json says 7"):
+        read({linear: 7}, 6)
+    with pytest.raises(ValueError, match="missing: gone"):
+        read({"gone": 7}, 6)
+    with pytest.raises(ValueError, match="6 tensors, config.json says 7"):
+        read({linear: kept}, 7)
+    with pytest.raises(ValueError, match="tensors must be a number, got '6'"):
+        read({linear: kept}, "6")
+    read({linear: kept}, 6)
+
+
+def test_a_lost_tensor_of_a_packed_checkpoint_is_noticed(model, tmp_path):
+    packed = tmp_path / "packed"
+    pack_checkpoint(model, packed)
+    assert sparse.read_marker(checkpoint.read_config(packed))["tensors"] == 6
+    file = packed / "model-00002-of-00002.safetensors"
+    tensors = load_file(file)
+    del tensors["model.layers.0.input_layernorm.weight"]
+    save_file(tensors, file)
+    (packed / checkpoint.INDEX_FILE).unlink()
+    for command in ("unpack", "inspect"):
+        with pytest.raises(ValueError, match="5 tensors, config.json says 6"):
+            READERS[command](packed)
+
+
+def test_there_must_be_something_to_do(model, tmp_path):
+    with pytest.raises(ValueError, match="nothing is packed"):
+        unpack_checkpoint(model, tmp_path / "dense")
+    pack_checkpoint(model, tmp_path / "packed")
+    with pytest.raises(ValueError, match="is packed already"):
+        pack_checkpoint(tmp_path / "packed", tmp_path / "again")
+
+
+def test_a_dtype_that_cannot_be_packed_is_named(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    save_file({UP: torch.eye(8, dtype=torch.float64)}, folder / "model.safetensors")
+    marker = sparse.config_marker("dense")
+    (folder / "config.json").write_text(json.dumps({sparse.CONFIG_KEY: marker}))
+    with pytest.raises(ValueError, match="float64 weights cannot be packed"):
+        pack_checkpoint(folder, tmp_path / "packed")
+    (linear,) = inspect_checkpoint(folder).linears
+    assert linear.why == "float64 without quantization_config is not served packed"
