@@ -341,7 +341,7 @@ def write_dense(
             `marker`; names it.
     """
     written = []
-    check = MarkerCheck(", ".join(map(str, files)), marker)
+    check = MarkerCheck(Path(files[0]).parent if files else folder, marker)
     check.check_names(stored_names(map(Path, files)))
     for file in map(Path, files):
         with ShardWriter(folder / file.name, {"format": "pt"}) as shard:

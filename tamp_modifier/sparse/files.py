@@ -157,14 +157,17 @@ class MarkerCheck:
         """Compare the number of tensors.
 
         Raises:
-            ValueError: it is another than config.json says.
+            ValueError: it is another than config.json says; names the Linears that are missing.
         """
-        number = len({dense_name(name) for name in stored})
-        if self._tensors not in (None, number):
-            raise ValueError(
-                f"{self._where} holds {number} tensors, config.json says {self._tensors}: "
-                "a tensor was lost or added after pruning"
-            )
+        names = {dense_name(name) for name in stored}
+        if self._tensors in (None, len(names)):
+            return
+        kinds = (".weight", ".weight_packed")
+        gone = [name for name in self._linears if not names & {name + kind for kind in kinds}]
+        raise ValueError(
+            f"{self._where} holds {len(names)} tensors, config.json says {self._tensors}: "
+            + (f"it lacks {some(gone)}" if gone else "one was lost or added after pruning")
+        )
 
     def see(self, name: str, dense: Tensor) -> int | None:
         """Non-zeros of a weight that config.json lists, None for all others.

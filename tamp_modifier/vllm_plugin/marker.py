@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from tamp_modifier.sparse.files import check_parts, read_index
 from tamp_modifier.sparse.serialization import CONFIG_KEY, PACKED_SUFFIXES, read_marker
 
 INDEX = "model.safetensors.index.json"
@@ -64,11 +64,12 @@ def check_files(folder: Path, marker: Marker) -> None:
     uninitialised.
 
     Raises:
+        FileNotFoundError: some of the shards NAME-i-of-N are there, and others are not.
         ValueError: a shard or a tensor is missing, or a file is not a whole safetensors file.
     """
     index = folder / INDEX
     if index.is_file():
-        weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
+        weight_map = read_index(index)
         absent = sorted({file for file in weight_map.values() if not (folder / file).is_file()})
         if absent:
             raise ValueError(f"{folder} lacks the shard(s) {', '.join(absent)} that {INDEX} names")
@@ -81,6 +82,7 @@ def check_files(folder: Path, marker: Marker) -> None:
         files = sorted(folder.glob("*.safetensors"))
         if not files:
             raise ValueError(f"{folder} has no safetensors files")
+        check_parts(folder, [file.name for file in files])
         found = set().union(*(_tensor_names(file) for file in files))
     dense = {_dense_name(name) for name in found}
     missing = sorted(name for name in marker.linears or () if not _has_weight(name, dense))

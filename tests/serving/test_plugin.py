@@ -116,3 +116,16 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / WEIGHTS).unlink()
     with pytest.raises(ValueError, match="has no safetensors files"):
         check_files(tmp_path, Marker())
+
+
+def test_half_of_the_shards_are_refused(tmp_path: Path) -> None:
+    from tamp_modifier.vllm_plugin.marker import INDEX, Marker, check_files
+    from tests.serving.models import WEIGHTS, write
+
+    write(tmp_path, {"a.weight": torch.ones(64, 64)})
+    (tmp_path / WEIGHTS).rename(tmp_path / "model-00001-of-00002.safetensors")
+    with pytest.raises(FileNotFoundError, match="model-00002-of-00002.safetensors"):
+        check_files(tmp_path, Marker())
+    (tmp_path / INDEX).write_text('{"weight_map": ["a.weight"]}')
+    with pytest.raises(ValueError, match="is not a safetensors index"):
+        check_files(tmp_path, Marker())
