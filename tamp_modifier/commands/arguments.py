@@ -1,4 +1,4 @@
-"""Types of command line arguments that several commands share."""
+"""Command line arguments, and types of them, that several commands share."""
 
 from __future__ import annotations
 
@@ -30,3 +30,13 @@ def share(text: str) -> float:
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and up to 1")
     return value
+
+
+def add_dtype(parser: argparse.ArgumentParser) -> None:
+    """Add ``--dtype``, the type that a model is loaded with."""
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "bfloat16", "float16", "float32"),
+        default="auto",
+        help="type of the weights (default: as they are stored)",
+    )

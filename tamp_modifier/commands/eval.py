@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tamp_modifier.commands.arguments import positive
+from tamp_modifier.commands.arguments import add_dtype, positive
 
 if TYPE_CHECKING:
     from tamp_modifier.answers import TaskScore
@@ -41,12 +41,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--frames", type=positive, default=8, help="taken from a video (default: %(default)s)"
     )
-    parser.add_argument(
-        "--dtype",
-        choices=("auto", "bfloat16", "float16", "float32"),
-        default="auto",
-        help="type of the weights (default: as they are stored)",
-    )
+    add_dtype(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.set_defaults(run=run)
 

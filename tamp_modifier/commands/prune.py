@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tamp_modifier.commands.arguments import positive
+from tamp_modifier.commands.arguments import add_dtype, positive
 
 if TYPE_CHECKING:
     from tamp_modifier.job import Pruned
@@ -51,12 +51,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--output", type=Path, metavar="OUT", help="must not exist, or be empty")
     _add_method(parser.add_argument_group("method (see docs/choosing.md)"))
     _add_calibration(parser.add_argument_group("calibration"))
-    parser.add_argument(
-        "--dtype",
-        choices=("auto", "bfloat16", "float16", "float32"),
-        default="auto",
-        help="type of the weights (default: as they are stored)",
-    )
+    add_dtype(parser)
     parser.add_argument(
         "--restart", action="store_true", help="forget what a killed run has finished"
     )
