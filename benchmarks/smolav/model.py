@@ -88,24 +88,21 @@ class Projector(nn.Module):
     Args:
         inputs: Width of the features.
         hidden: Width of the embeddings.
-        rows: Size of a learned table that is added by position modulo its size (frames of a
-            video), 0 for none.
+        tokens: Tokens of a medium; each has a row of a learned table that is added to it, which
+            tells its place.
     """
 
-    def __init__(self, inputs: int, hidden: int, rows: int = 0) -> None:
+    def __init__(self, inputs: int, hidden: int, tokens: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(inputs)
         self.linear_1 = nn.Linear(inputs, hidden)
         self.linear_2 = nn.Linear(hidden, hidden)
-        self.table = nn.Parameter(torch.zeros(rows, hidden)) if rows else None
+        self.places = nn.Parameter(torch.zeros(tokens, hidden))
 
     def forward(self, features: Tensor) -> Tensor:
-        """[..., inputs] -> [..., hidden]."""
+        """[..., tokens, inputs] -> [..., tokens, hidden]."""
         hidden = self.linear_2(nn.functional.gelu(self.linear_1(self.norm(features))))
-        if self.table is None:
-            return hidden
-        repeat = features.shape[-2] // self.table.shape[0]
-        return hidden + self.table.repeat_interleave(repeat, dim=0)
+        return hidden + self.places
 
 
 class SmolAVPreTrainedModel(PreTrainedModel):
@@ -128,9 +125,10 @@ class SmolAVModel(SmolAVPreTrainedModel):
         hidden, width = config.text_config.hidden_size, config.vision_config.hidden_size
         self.vision_tower = SiglipVisionModel(config.vision_config)
         self.audio_tower = WhisperEncoder(config.audio_config)
-        self.image_projector = Projector(width, hidden)
-        self.video_projector = Projector(POOL**2 * width, hidden, rows=config.frames)
-        self.audio_projector = Projector(POOL * config.audio_config.d_model, hidden)
+        self.image_projector = Projector(width, hidden, config.image_tokens)
+        self.video_projector = Projector(POOL**2 * width, hidden, config.video_tokens)
+        heard = POOL * config.audio_config.d_model
+        self.audio_projector = Projector(heard, hidden, config.audio_tokens)
         self.language_model = LlamaModel(config.text_config)
         self.post_init()
 

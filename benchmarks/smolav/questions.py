@@ -10,7 +10,7 @@ import random
 from dataclasses import dataclass
 
 from benchmarks.smolav.media import Medium
-from benchmarks.smolav.pictures import Picture, Thing, Video
+from benchmarks.smolav.pictures import FRAMES, Picture, Thing, Video, frame_things
 from benchmarks.smolav.sounds import Sound
 from benchmarks.smolav.words import (
     CHANGES,
@@ -116,6 +116,12 @@ def captions(rng: random.Random, medium: Medium) -> list[Question]:
             ("end", [_described(lane.after) for lane in medium.video.lanes]),
         ):
             asked.append(Question("caption", f"What is there at the {when}?", ", ".join(shown)))
+        first, last = frame_things(medium.video, 0), frame_things(medium.video, FRAMES - 1)
+        for before, after in zip(first, last, strict=True):
+            asked.append(
+                Question("caption", f"Where is the {before.name} at the start?", before.place)
+            )
+            asked.append(Question("caption", f"Where is the {after.name} at the end?", after.place))
     if medium.sound is not None:
         heard = [
             f"{NUMBERS[int(event.what)]} beeps" if event.kind == "beeps" else event.what

@@ -21,6 +21,7 @@ import json
 import random
 import time
 from collections import defaultdict, deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,14 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from benchmarks.smolav.build import raw_model
-from benchmarks.smolav.dense import CLIPS, clip_features, clip_sound, save
+from benchmarks.smolav.dense import CLIPS, clip_features, clip_sound, save, word_ids
 from benchmarks.smolav.layout import IGNORED, Layout, Pack
 from benchmarks.smolav.lora import LoRALinear, add_lora
 from benchmarks.smolav.media import Medium, Studio, stream
 from benchmarks.smolav.model import SmolAVForConditionalGeneration, SmolAVModel
 from benchmarks.smolav.pictures import sample_picture, sample_video
 from benchmarks.smolav.questions import TASKS, Question, captions, questions
+from benchmarks.smolav.words import COLUMNS, ROWS
 from examples.tiny_mllm.attention import packed_attention
 
 PROJECTORS = ("image_projector", "video_projector", "audio_projector")
@@ -146,13 +148,43 @@ def trained_state(model: SmolAVForConditionalGeneration) -> dict[str, Tensor]:
     return state
 
 
-def load_dense(model: SmolAVForConditionalGeneration, folder: Path) -> None:
-    """Loads what the first stage trained."""
+def load_dense(model: SmolAVForConditionalGeneration, tokenizer: Any, folder: Path) -> None:
+    """Loads what the first stage trained, and tells every token its place in words."""
     vision = torch.load(folder / "dense-vision.pt", weights_only=True)
     audio = torch.load(folder / "dense-audio.pt", weights_only=True)
     for name in ("vision_tower", "image_projector", "video_projector"):
         getattr(model.model, name).load_state_dict(vision[name])
     model.model.audio_projector.load_state_dict(audio["audio_projector"])
+    for part, places in zip(PROJECTORS, place_words(model.model, tokenizer), strict=True):
+        getattr(model.model, part).places.data += places
+
+
+def place_words(model: SmolAVModel, tokenizer: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Embeddings of the words that tell where, or when, each token is.
+
+    Without them the language model finds names but not places: the first stage makes a token point
+    at the right row and column, but only a little.
+
+    Returns:
+        Of images, videos and clips, each [tokens, hidden].
+    """
+    table = model.language_model.embed_tokens.weight.detach().float()
+    loudness = 0.5 * table.norm(dim=-1).mean()
+
+    def words(names: Sequence[str]) -> Tensor:
+        return loudness * F.normalize(table[word_ids(tokenizer, names)], dim=-1)
+
+    def grid(side: int) -> Tensor:
+        third = torch.arange(side) * 3 // side
+        return (words(ROWS)[third][:, None] + words(COLUMNS)[third][None]).flatten(0, 1)
+
+    config = model.config
+    frame = round((config.video_tokens // config.frames) ** 0.5)
+    ordinals = words(("first", "second", "third", "last"))
+    video = ordinals.repeat_interleave(frame**2, 0) + grid(frame).repeat(config.frames, 1)
+    share = torch.linspace(0, 1, config.audio_tokens)[:, None]
+    audio = (1 - share) * ordinals[0] + share * ordinals[-1]
+    return grid(round(config.image_tokens**0.5)), video, audio
 
 
 def learning_rate(step: int, steps: int) -> float:
@@ -170,7 +202,7 @@ def train(arguments: argparse.Namespace) -> None:
         )
     torch.manual_seed(0)
     model, tokenizer = raw_model(folder)
-    load_dense(model, folder)
+    load_dense(model, tokenizer, folder)
     model.model.vision_tower.requires_grad_(False)
     add_lora(model.model.language_model, arguments.lora_rank)
     AttentionInterface.register("packed", packed_attention)
@@ -203,7 +235,7 @@ def train(arguments: argparse.Namespace) -> None:
         rng = stream("train", "step", step)
         # The first costs as much as the other two together.
         kinds = [rng.choice(("picture", "both", "both"))]
-        kinds += [rng.choice(("video", "video", "video", "sound", "sound", "text")) for _ in "ab"]
+        kinds += [rng.choice(("video",) * 5 + ("sound", "sound", "text")) for _ in "ab"]
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * learning_rate(step, arguments.steps)
         optimizer.zero_grad(set_to_none=True)
