@@ -64,8 +64,9 @@ def _main(args: argparse.Namespace) -> None:
     if args.explain is not None:
         from benchmarks.quality.explain import draw as explain
 
-        for path in explain(args.explain):
-            print(f"wrote {path}")
+        for name in _known("model", args.models or ["box"], MODELS):
+            for path in explain(MODELS[name](args.data), args.explain):
+                print(f"wrote {path}")
         return
     if args.table is None:
         names = args.models or (["box"] if args.quick else None)

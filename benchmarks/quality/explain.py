@@ -1,6 +1,6 @@
-"""What the published method looks at, on the model in the box: attention, diversity, selection.
+"""What the published method looks at: attention, diversity, selection.
 
-python -m benchmarks.quality --explain docs/figures
+python -m benchmarks.quality --explain docs/figures --models box smolav
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from benchmarks.quality.methods import Job
-from benchmarks.quality.models import BoxModel
+from benchmarks.quality.models import QualityModel
 from benchmarks.quality.runner import prune
 from tamp_modifier.attention import last_token_attention
 from tamp_modifier.figures import COLOURS, MARKERS, diversity_figure, new_figure, save_figure
@@ -28,23 +28,27 @@ SPARSITY = 0.5
 SHOWN = ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj")
 
 
-def draw(folder: Path, samples: int = SAMPLES) -> list[Path]:
-    """Writes ``quality-attention.png``, ``quality-diversity.png`` and ``quality-selection.png``."""
+def draw(model: QualityModel, folder: Path, samples: int = SAMPLES) -> list[Path]:
+    """Writes the figures ``quality-WHAT-MODEL.png``: attention, diversity and, of pictures,
+    selection."""
     from tamp_modifier.demo.run import quiet
 
+    model.check()
     with quiet():
-        model = BoxModel(Path())
         batches = model.batches(0, samples)
         shares = attention_shares(model.load(), batches)
         report = published_report(model, batches)
+    figures = {"attention": attention_figure(*shares), "diversity": diversity_figure(report)}
+    pictures = [number for number, batch in enumerate(batches) if "pixel_values" in batch]
+    if pictures:
+        figures["selection"] = selection_figure(report, batches, pictures[0])
     return [
-        save_figure(attention_figure(*shares), folder / "quality-attention.png"),
-        save_figure(diversity_figure(report), folder / "quality-diversity.png"),
-        save_figure(selection_figure(report, batches), folder / "quality-selection.png"),
+        save_figure(figure, folder / f"quality-{what}-{model.name}.png")
+        for what, figure in figures.items()
     ]
 
 
-def published_report(model: BoxModel, batches: list[dict[str, torch.Tensor]]) -> PruningReport:
+def published_report(model: QualityModel, batches: list[dict[str, torch.Tensor]]) -> PruningReport:
     """The report of TAMP as published."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "report.json"
@@ -57,20 +61,20 @@ def published_report(model: BoxModel, batches: list[dict[str, torch.Tensor]]) ->
 def attention_shares(
     model: Any, batches: Sequence[dict[str, torch.Tensor]]
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Share of the last token's attention that every modality gets.
+    """Share of the last token's attention that every modality gets, in the samples that have it.
 
     Args:
-        model: the model in the box.
+        model: the dense model.
         batches: samples of batch size 1 without padding.
 
     Returns:
         Modality -> share in every decoder layer, mean over heads and samples; and modality -> share
-        of all tokens.
+        of the tokens of these samples.
     """
     model.set_attn_implementation("eager")
     ids = modality_token_ids(model.config)
-    by_layer: dict[str, torch.Tensor] = {}
-    tokens: dict[str, float] = {}
+    by_layer: dict[str, list[torch.Tensor]] = {}
+    tokens: dict[str, list[float]] = {}
     for batch in batches:
         types = token_types(batch["input_ids"], ids)[0]
         weights = model(**batch, output_attentions=True, use_cache=False).attentions
@@ -79,10 +83,10 @@ def attention_shares(
         )
         for number in types.unique().tolist():
             name, mine = MODALITY_NAMES[number], types == number
-            got = rows[:, mine].sum(1) / len(batches)
-            by_layer[name] = by_layer.get(name, torch.zeros(len(rows))) + got
-            tokens[name] = tokens.get(name, 0.0) + float(mine.float().mean()) / len(batches)
-    return {name: values.tolist() for name, values in by_layer.items()}, tokens
+            by_layer.setdefault(name, []).append(rows[:, mine].sum(1))
+            tokens.setdefault(name, []).append(float(mine.float().mean()))
+    means = {name: torch.stack(values).mean(0).tolist() for name, values in by_layer.items()}
+    return means, {name: sum(values) / len(values) for name, values in tokens.items()}
 
 
 def attention_figure(by_layer: dict[str, list[float]], tokens: dict[str, float]) -> Figure:
@@ -94,7 +98,7 @@ def attention_figure(by_layer: dict[str, list[float]], tokens: dict[str, float])
         label = f"{name}, share of tokens"
         axes.axhline(tokens[name], color=COLOURS[index], linestyle="--", linewidth=1, label=label)
     axes.set_ylim(0, 1)
-    axes.set_xticks(range(len(next(iter(by_layer.values())))))
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("decoder layer")
     axes.set_ylabel("share")
     axes.set_title("attention of the last token", fontsize=10)
@@ -104,7 +108,7 @@ def attention_figure(by_layer: dict[str, list[float]], tokens: dict[str, float])
 
 
 def selection_figure(
-    report: PruningReport, batches: Sequence[dict[str, torch.Tensor]], sample: int = 0
+    report: PruningReport, batches: Sequence[dict[str, torch.Tensor]], sample: int
 ) -> Figure:
     """Image tokens that AMIA picked for some Linears of the first, middle and last layer."""
     pixels = batches[sample]["pixel_values"][0].float()

@@ -241,7 +241,7 @@ class SmolAV(QualityModel):
     title = "SmolAV (pictures, video, sound and text)"
     settings = ("20", "30", "40", "50", "2:4")
     quick = ("30", "40")
-    samples = 64
+    samples = 32
     per_task = 20
 
     def __init__(self, data: Path) -> None:

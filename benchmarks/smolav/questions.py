@@ -128,6 +128,11 @@ def captions(rng: random.Random, medium: Medium) -> list[Question]:
             for event in medium.sound.events
         ]
         asked.append(Question("caption", "What is heard?", ", ".join(heard)))
+    said = medium.sound.event("word") if medium.sound is not None else None
+    if medium.picture is not None and said is not None:
+        places = [thing.place for thing in medium.picture.things if thing.name == said.what]
+        text = "Which thing is named, and where is it?"
+        asked.append(Question("caption", text, f"{said.what}, {(*places, 'nowhere')[0]}"))
     return asked
 
 

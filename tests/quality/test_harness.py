@@ -257,10 +257,10 @@ def test_figures_of_what_tamp_looks_at_are_drawn(tmp_path: Path) -> None:
     assert sum(tokens.values()) == pytest.approx(1.0)
     for shares in zip(*by_layer.values(), strict=True):
         assert sum(shares) == pytest.approx(1.0, abs=1e-2)
-    paths = explain.draw(tmp_path, samples=1)
+    paths = explain.draw(model, tmp_path, samples=1)
     assert [path.name for path in paths] == [
-        "quality-attention.png",
-        "quality-diversity.png",
-        "quality-selection.png",
+        "quality-attention-box.png",
+        "quality-diversity-box.png",
+        "quality-selection-box.png",
     ]
     assert all(path.stat().st_size > 10_000 for path in paths)
