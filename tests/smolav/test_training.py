@@ -18,7 +18,7 @@ from benchmarks.smolav.dense import pointing_loss, word_ids
 from benchmarks.smolav.lora import LoRALinear, add_lora, merge
 from benchmarks.smolav.media import stream
 from benchmarks.smolav.questions import captions, questions
-from benchmarks.smolav.train import learning_rate, pack_loss, trained_state
+from benchmarks.smolav.train import learning_rate, pack_loss, place_words, trained_state
 from benchmarks.smolav.weights import read_ctranslate2, whisper_encoder_weights
 from examples.tiny_mllm.attention import packed_attention
 from tests.smolav.tiny import tiny_config
@@ -67,6 +67,32 @@ def test_training_reaches_lora_and_projectors_only_and_lowers_the_loss(folder: P
     # The video projector had nothing to see.
     unused = [name for name, value in trained.items() if value.grad is None]
     assert all("video_projector" in name for name in unused) and unused
+
+
+def test_every_token_is_told_its_place_in_words(folder: Path) -> None:
+    model, processor = load(folder, torch.float32)
+    table = model.get_input_embeddings().weight.detach()
+    loudness = table.norm(dim=-1).mean() / 2
+
+    def word(name: str) -> torch.Tensor:
+        row = table[processor.tokenizer(f" {name}").input_ids[0]]
+        return loudness * row / row.norm()
+
+    image, video, audio = place_words(model.model, processor.tokenizer)
+    assert len(image) == 16 and len(video) == 16 and len(audio) == 100
+    torch.testing.assert_close(image[0], word("top") + word("left"))
+    torch.testing.assert_close(image[7], word("top") + word("right"))
+    torch.testing.assert_close(image[-1], word("bottom") + word("right"))
+    # Frames of 2 x 2 tokens: first and second third.
+    torch.testing.assert_close(video[4 + 1], word("second") + word("top") + word("centre"))
+    torch.testing.assert_close(video[-2], word("last") + word("middle") + word("left"))
+    torch.testing.assert_close(audio[0], word("first"))
+    torch.testing.assert_close(audio[-1], word("last"))
+    with torch.no_grad():  # and the projector adds them
+        model.model.image_projector.places += image
+        features = torch.zeros(1, 16, model.config.vision_config.hidden_size)
+        shown = model.model.image_projector(features)[0]
+    torch.testing.assert_close(shown[7] - shown[0], image[7] - image[0], atol=1e-5, rtol=1e-4)
 
 
 def test_pointing_loss_is_lowest_at_the_word_itself() -> None:
