@@ -129,6 +129,9 @@ def prune(job: Job, method: str, more: Mapping[str, Any] | None = None) -> None:
     """
     from llmcompressor import oneshot
 
+    from tamp_modifier.tracing import complete_tracing
+
+    complete_tracing()  # TAMPModifier would do it; the rivals need it for samples that differ
     torch.manual_seed(0)
     modifier = METHODS[method].make(job, more or {})
     batches: Any = job.batches
