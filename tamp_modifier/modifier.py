@@ -101,7 +101,8 @@ class TAMPModifier(Modifier):
             name.
         allocation_options: numbers of the allocation rule by name. das, das_numel: score_power (1)
             and numel_power (0, 1); owl: m (5), lam (0.08); dlp: alpha (0.15); atp: share (0.5) of
-            the largest slope allowed, or beta, the slope itself.
+            the largest slope allowed, or beta, the slope itself, or spread, by how much the last
+            decoder layer is sparser than the first.
         selection: "amia", "drift" (ATV-Pruning: text tokens and the visual ones that a decoder
             layer moves most), "text" (text tokens only), "all" (Wanda) or "balanced" (all, weighted
             so that every modality of a sample counts the same).

@@ -9,10 +9,10 @@ from typing import Any
 PRESETS: dict[str, dict[str, Any]] = {
     "best": {
         "score": "sparsegpt",
-        "score_options": {"refit": 16},
+        "score_options": {"refit": 4},
         "selection": "balanced",
         "allocation": "atp",
-        "allocation_options": {"share": 0.25},
+        "allocation_options": {"spread": 0.15},
     },
 }
 """The values of docs/quality.md: "best" is what keeps the most in `make bench-quality`."""

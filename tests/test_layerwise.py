@@ -181,7 +181,21 @@ def test_atp_takes_the_share_of_the_steepest_line_that_it_is_given(
     assert sum(values) / layers == pytest.approx(sparsity)
 
 
-@pytest.mark.parametrize("share", [-0.1, 1.1])
-def test_a_share_out_of_range_is_refused(share: float) -> None:
-    with pytest.raises(ValueError, match=r"share must be in \[0, 1\]"):
-        get_allocation("atp", share=share)
+@given(st.floats(0.05, 0.95), st.floats(0.0, 1.0), st.integers(2, 12))
+def test_atp_spreads_as_far_as_it_is_told_or_as_it_may(
+    sparsity: float, spread: float, layers: int
+) -> None:
+    depth = {f"layer {number}": float(number) for number in range(layers)}
+    numel = dict.fromkeys(depth, 100)
+    found = get_allocation("atp", spread=spread)(depth, numel, sparsity, 1.0)
+    values = list(found.values())
+    widest = 2.0 * min(sparsity, 1.0 - sparsity)
+    assert values[-1] - values[0] == pytest.approx(min(spread, widest), abs=1e-6)
+    assert sum(values) / layers == pytest.approx(sparsity)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1])
+@pytest.mark.parametrize("option", ["share", "spread"])
+def test_a_share_or_spread_out_of_range_is_refused(option: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"{option} must be in \[0, 1\]"):
+        get_allocation("atp", **{option: value})
