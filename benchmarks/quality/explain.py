@@ -71,13 +71,20 @@ def attention_shares(
         Modality -> share in every decoder layer, mean over heads and samples; and modality -> share
         of the tokens of these samples.
     """
-    model.set_attn_implementation("eager")
+    decoder = model.get_decoder()
+    decoder.set_attn_implementation("eager")
+    weights: list[torch.Tensor] = []  # [1, heads, tokens, tokens] of every layer
+    hooks = [
+        layer.self_attn.register_forward_hook(lambda _, __, output: weights.append(output[1]))
+        for layer in decoder.layers
+    ]
     ids = modality_token_ids(model.config)
     by_layer: dict[str, list[torch.Tensor]] = {}
     tokens: dict[str, list[float]] = {}
     for batch in batches:
         types = token_types(batch["input_ids"], ids)[0]
-        weights = model(**batch, output_attentions=True, use_cache=False).attentions
+        weights.clear()
+        model(**batch, use_cache=False)
         rows = torch.stack(
             [last_token_attention(w.float(), torch.ones(1, len(types)))[0] for w in weights]
         )
@@ -85,6 +92,8 @@ def attention_shares(
             name, mine = MODALITY_NAMES[number], types == number
             by_layer.setdefault(name, []).append(rows[:, mine].sum(1))
             tokens.setdefault(name, []).append(float(mine.float().mean()))
+    for hook in hooks:
+        hook.remove()
     means = {name: torch.stack(values).mean(0).tolist() for name, values in by_layer.items()}
     return means, {name: sum(values) / len(values) for name, values in tokens.items()}
 
