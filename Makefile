@@ -121,7 +121,7 @@ bench-calibration: $(STAMP) ## time and memory of TAMP, Wanda and SparseGPT
 	@$(BIN)/python benchmarks/calibration.py --output output/bench-calibration.json
 
 .PHONY: bench-quality
-bench-quality: $(STAMP) ## accuracy of every pruning method; hours, goes on where it was stopped
+bench-quality: $(STAMP) smolav ## accuracy of every pruning method; hours, goes on where it was stopped
 	@$(BIN)/python -m benchmarks.quality --prepare
 	@$(BIN)/python -m benchmarks.quality --figures output/bench-quality/figures
 

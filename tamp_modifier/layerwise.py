@@ -143,6 +143,8 @@ class ATP(LayerwiseAllocation):
     def __post_init__(self) -> None:
         if self.beta is not None:
             _check_positive("beta", self.beta)
+            if self.spread is not None:
+                raise ValueError("beta and spread both say how steep the line is; give one of them")
         for name, value in (("share", self.share), ("spread", self.spread)):
             if value is not None and not 0.0 <= value <= 1.0:
                 raise ValueError(f"{name} must be in [0, 1], got {value}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -115,7 +116,7 @@ class SparseGPT(Score):
     def __post_init__(self) -> None:
         if not 0.0 < self.damping <= 1.0:
             raise ValueError(f"damping must be in (0, 1], got {self.damping}")
-        if self.refit < 0 or self.refit != int(self.refit):
+        if not 0 <= self.refit < math.inf or self.refit != int(self.refit):
             raise ValueError(f"refit must be a whole number >= 0, got {self.refit}")
 
     def statistics(self, in_features: int) -> Hessian:

@@ -159,6 +159,7 @@ def test_default_caps() -> None:
         ("owl", {"m": 0}, "m must be finite and > 0, got 0"),
         ("dlp", {"alpha": math.nan}, r"alpha must be in \[0, 1\), got nan"),
         ("atp", {"beta": -0.1}, "beta must be finite and > 0, got -0.1"),
+        ("atp", {"beta": 0.1, "spread": 0.1}, "give one of them"),
         ("das", {"score_power": -1}, "score_power must be finite and >= 0, got -1"),
         ("das", {"score_power": "2"}, "option score_power of allocation 'das' must be a number"),
     ],

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.quality import cells as files
-from benchmarks.quality.methods import METHODS, parse_setting
+from benchmarks.quality.methods import METHODS, applies
 from benchmarks.quality.models import MODELS
 from benchmarks.quality.smollm2 import SetUpError
 from benchmarks.quality.table import blocks, markdown
@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its status."""
     try:
         _main(parser().parse_args(arguments))
-    except (ValueError, FileNotFoundError, SetUpError) as error:
+    except (ValueError, OSError, SetUpError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -72,8 +72,16 @@ def _main(args: argparse.Namespace) -> None:
         names = args.models or (["box"] if args.quick else None)
         models = [MODELS[name](args.data) for name in _known("model", names, MODELS)]
         methods = _known("method", args.methods, METHODS)
-        for setting in args.settings or []:
-            parse_setting(setting)
+        settings = list(dict.fromkeys(args.settings or []))
+        for setting in settings:
+            files.parse_setting(setting)
+        if settings and not any(applies(METHODS[m], s) for m in methods for s in settings):
+            raise ValueError(
+                f"with {', '.join(settings)} every Linear has the same sparsity, so "
+                f"{', '.join(methods)} would be their scores alone"
+            )
+        if args.seeds is not None and min(args.seeds) < 0:
+            raise ValueError(f"seeds must be >= 0, got {min(args.seeds)}")
         if args.prepare:
             for model in models:
                 model.prepare()
@@ -81,12 +89,17 @@ def _main(args: argparse.Namespace) -> None:
         from benchmarks.quality.runner import plan, run
 
         # One seed more or less is no other benchmark, so quick cells count in the full run too.
-        seeds = args.seeds or ([0] if args.quick else [0, 1, 2])
-        todo = plan(models, methods, args.settings, seeds, args.quick)
+        seeds = list(dict.fromkeys(args.seeds or ([0] if args.quick else [0, 1, 2])))
+        todo = plan(models, methods, settings, seeds, args.quick)
         run(todo, args.output, lambda line: print(line, flush=True))
-    found = files.load_folder(args.table or args.output)
+    elif args.models or args.methods or args.settings or args.seeds or args.quick:
+        raise ValueError("--table prints all results of its folder; it takes no choice of cells")
+    source = args.table or args.output
+    found = files.load_folder(source)
     print(markdown(blocks(found)))
     if args.pack is not None:
+        if args.pack.resolve() == source.resolve():
+            raise ValueError(f"--pack {args.pack} is where the results are; give another folder")
         for path in files.pack(found, args.pack):
             print(f"wrote {path}")
     if args.figures is not None:
@@ -97,7 +110,7 @@ def _main(args: argparse.Namespace) -> None:
 
 
 def _known(kind: str, wanted: list[str] | None, known: dict) -> list[str]:
-    names = wanted or list(known)
+    names = list(dict.fromkeys(wanted or known))
     for name in names:
         if name not in known:
             raise ValueError(f"unknown {kind} {name!r}; known are {', '.join(known)}")

@@ -100,6 +100,21 @@ class Cell:
         return (self.model, self.method, self.setting, self.seed)
 
 
+def parse_setting(setting: str) -> tuple[float, str]:
+    """Sparsity and mask structure of "50" (percent) or "2:4".
+
+    Raises:
+        ValueError: something else.
+    """
+    prune, colon, group = setting.partition(":")
+    digits = (prune + group).isascii() and prune.isdigit() and group.isdigit()
+    if colon and digits and 0 < int(prune) < int(group):
+        return int(prune) / int(group), setting
+    if setting in map(str, range(1, 100)):
+        return int(setting) / 100, "0:0"
+    raise ValueError(f"setting must be a sparsity in percent (1 to 99) or N:M, got {setting!r}")
+
+
 def path_of(folder: Path, key: tuple[str, str, str, int]) -> Path:
     """Where a cell lies."""
     model, method, setting, seed = key
@@ -144,11 +159,20 @@ def load(path: Path) -> list[Cell]:
     del data["format"]
     try:
         return [_cell(entry) for entry in data["cells"]] if "cells" in data else [_cell(data)]
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ResultError(f"{path} has a cell that is not complete: {error}") from None
 
 
+_KINDS = {"model": str, "method": str, "setting": str, "seed": int, "recipe": dict, "tasks": dict}
+
+
 def _cell(data: dict[str, Any]) -> Cell:
+    for name, kind in _KINDS.items():
+        if not isinstance(data[name], kind):
+            raise ValueError(f"{name} must be a {kind.__name__}, got {data[name]!r}")
+    if data["setting"] != "0":
+        parse_setting(data["setting"])
+    data = {**data, "reached": float(data["reached"])}
     tasks = {name: TaskItems(**items) for name, items in data["tasks"].items()}
     for name, task in tasks.items():
         sizes = {len(task.right), len(task.of), len(task.nll), len(task.group or task.nll)}
@@ -161,18 +185,25 @@ def load_folder(folder: Path) -> list[Cell]:
     """All cells in a folder, sorted by key.
 
     Raises:
-        ResultError: no cell, a file that cannot be used, the same cell twice, or cells of one model
-            that were not measured on the same weights and items.
+        ResultError: no cell, a file that cannot be used, the same cell twice, cells of one model
+            that were not measured on the same weights and items, or seeds with other recipes.
     """
     cells = [cell for path in sorted(folder.rglob("*.json")) for cell in load(path)]
     if not cells:
         raise ResultError(f"there are no results in {folder}")
     seen: dict[tuple[str, str, str, int], Cell] = {}
     first: dict[str, Cell] = {}
+    recipes: dict[tuple[str, str, str], Cell] = {}
     for cell in cells:
         if cell.key in seen:
             raise ResultError(f"{folder} has the cell {' '.join(map(str, cell.key))} twice")
         seen[cell.key] = cell
+        same = recipes.setdefault((cell.model, cell.method, cell.setting), cell)
+        if recipe_hash(cell.recipe) != recipe_hash(same.recipe):
+            raise ResultError(
+                f"{folder} mixes recipes of {cell.model} {cell.method} {cell.setting}: "
+                f"seeds {same.seed} and {cell.seed}"
+            )
         other = first.setdefault(cell.model, cell)
         if (cell.identity, cell.samples) != (other.identity, other.samples):
             raise ResultError(
@@ -203,7 +234,11 @@ def check_same(path: Path, identity: str, samples: int, recipe: Mapping[str, Any
 
 
 def pack(cells: Iterable[Cell], folder: Path) -> list[Path]:
-    """Writes all cells into one file a model, one cell a line."""
+    """Writes all cells into one file a model, one cell a line.
+
+    Raises:
+        ResultError: a file is there that has cells which the new one would not have.
+    """
     by_model: dict[str, list[Cell]] = {}
     for cell in cells:
         by_model.setdefault(cell.model, []).append(cell)
@@ -213,6 +248,12 @@ def pack(cells: Iterable[Cell], folder: Path) -> list[Path]:
         head = f'{{"format": "{FORMAT}", "format_version": {FORMAT_VERSION}, "cells": [\n'
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{model}.json"
+        gone = {c.key for c in load(path)} - {c.key for c in members} if path.exists() else set()
+        if gone:
+            raise ResultError(
+                f"{path} has {len(gone)} cells that are not packed now, such as "
+                f"{' '.join(map(str, min(gone)))}; it is not overwritten"
+            )
         part = path.with_suffix(".part")
         part.write_text(f"{head}{lines}\n]}}\n", encoding="utf-8")
         part.replace(path)

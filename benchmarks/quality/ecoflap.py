@@ -32,7 +32,10 @@ def allocate(
     for name, linear in model.linears(dense).items():
         layer, _, rest = name.partition(".layers.")
         blocks.setdefault(f"{layer}.layers.{rest.split('.')[0]}", {})[name] = linear
+    kind = dense.dtype
+    dense.float()  # half precision would round most of the step away; the way back is exact
     importance = block_importance(dense, blocks, batches[:SAMPLES])
+    dense.to(kind)
     numel = {
         block: sum(linear.weight.numel() for linear in members.values())
         for block, members in blocks.items()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.quality.cells import DENSE, Cell
+from benchmarks.quality.methods import METHODS
 from benchmarks.quality.models import MODELS
 from benchmarks.quality.statistics import items_of
 from benchmarks.quality.table import OURS, Block, blocks, setting_label, setting_order, title_of
@@ -36,6 +37,9 @@ def retention_figure(found: Sequence[Block]) -> Figure:
     figure = new_figure(11, 0.8 + 3.6 * len(models))
     grid = figure.subplots(len(models), 2, squeeze=False)
     labels: dict[str, Any] = {}
+    # A method has the same colour in all rows.
+    names = {row.method for block in found for row in block.rows}
+    order = [*METHODS, *sorted(names - set(METHODS))]
     for axes, model in zip(grid, models, strict=True):
         mine = [block for block in found if block.model == model and block.setting != "0"]
         (dense,) = [
@@ -43,7 +47,8 @@ def retention_figure(found: Sequence[Block]) -> Figure:
         ]
         settings = [block.setting for block in mine]
         methods = list(dict.fromkeys(row.method for block in mine for row in block.rows))
-        for index, method in enumerate(methods):
+        for method in methods:
+            index = order.index(method)
             points = [
                 (position, row)
                 for position, block in enumerate(mine)
@@ -75,7 +80,9 @@ def retention_figure(found: Sequence[Block]) -> Figure:
             axis.set_xticks(range(len(settings)), [setting_label(s) for s in settings])
             axis.set_xlabel("pruned")
             axis.grid(alpha=0.3)
-    figure.legend(list(labels.values()), list(labels), loc="outside right upper", frameon=False)
+    shown = [title for title in map(title_of, order) if title in labels]
+    handles = [labels[title] for title in shown]
+    figure.legend(handles, shown, loc="outside right upper", frameon=False)
     return figure
 
 

@@ -8,7 +8,7 @@ SparseGPT are llm-compressor's own modifiers. A new method is one line in `METHO
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -49,6 +49,7 @@ class Method:
             sparsity, so a method that only shares the budget out is its score alone.
         allocate: sparsity of every Linear by name, for methods whose allocation is not part of
             TAMPModifier.
+        told: what a recipe says of that allocation.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Method:
     fields: Mapping[str, Any]
     with_structure: bool = True
     allocate: Callable[[Job], dict[str, float]] | None = None
+    told: Mapping[str, Any] = field(default_factory=dict)
 
     def recipe(self, job: Job) -> dict[str, Any]:
         """The modifier's name and its fields, but for what `allocate` adds.
@@ -69,7 +71,7 @@ class Method:
             fields = {name: value for name, value in dumped if value is not None}
         else:
             fields = self._given(job)
-        return {"modifier": self.modifier, "sparsity": job.sparsity, **fields}
+        return {"modifier": self.modifier, "sparsity": job.sparsity, **fields, **self.told}
 
     def make(self, job: Job, more: Mapping[str, Any] | None = None) -> Any:
         """The modifier, with further fields if there are any."""
@@ -114,6 +116,7 @@ METHODS: dict[str, Method] = {
             {"selection": "all"},
             False,
             lambda job: ecoflap.allocate(job.model, job.dense, job.batches, job.sparsity),
+            {"allocation": "ecoflap", "mu": ecoflap.MU, "loss_samples": ecoflap.SAMPLES},
         ),
         _tamp("text", "text tokens only", selection="text", allocation="uniform"),
         _tamp("atv", "ATV-Pruning", selection="drift", allocation="uniform"),
@@ -126,20 +129,6 @@ METHODS: dict[str, Method] = {
 
 RIVALS = ("wanda", "sparsegpt", "tamp")
 """The ones that the preset is tested against. With N:M published TAMP is AMIA alone."""
-
-
-def parse_setting(setting: str) -> tuple[float, str]:
-    """Sparsity and mask structure of "50" (percent) or "2:4".
-
-    Raises:
-        ValueError: something else.
-    """
-    prune, colon, group = setting.partition(":")
-    if colon and prune.isdigit() and group.isdigit() and 0 < int(prune) < int(group):
-        return int(prune) / int(group), setting
-    if setting.isdigit() and 0 < int(setting) < 100:
-        return int(setting) / 100, "0:0"
-    raise ValueError(f"setting must be a sparsity in percent (1 to 99) or N:M, got {setting!r}")
 
 
 def applies(method: Method, setting: str) -> bool:

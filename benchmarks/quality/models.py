@@ -260,7 +260,8 @@ class SmolAV(QualityModel):
 
     def prepare(self, say: Callable[[str], None] = print) -> None:
         if not self.weights().is_file():
-            say("SmolAV is made by `make smolav`")
+            raise smollm2.SetUpError(f"there is no SmolAV in {self._folder}; run `make smolav`")
+        say(f"{self.name}: nothing to fetch")
 
     def weights(self) -> Path:
         return self._folder / "model" / "model.safetensors"

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from benchmarks.quality.cells import DENSE, Cell, check_same, path_of, save
-from benchmarks.quality.methods import METHODS, Job, applies, parse_setting
+from benchmarks.quality.cells import DENSE, Cell, check_same, parse_setting, path_of, save
+from benchmarks.quality.methods import METHODS, Job, applies
 from benchmarks.quality.models import QualityModel
 
 PACKAGES = ("torch", "transformers", "llmcompressor", "tamp-modifier")
@@ -59,9 +59,14 @@ def run(cells: Sequence[Plan], folder: Path, say: Callable[[str], None]) -> None
     Raises:
         ResultError: a file of another version, other weights or another recipe.
         FileNotFoundError: weights or data of a model are missing.
+        OSError: nothing can be written to the folder.
     """
     for model in dict.fromkeys(model for model, *_ in cells):
         model.check()
+        probe = path_of(folder, (model.name, "probe", "0", 0)).with_suffix(".tmp")
+        probe.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
     missing = []
     for model, method, setting, seed in cells:
         path = path_of(folder, (model.name, method, setting, seed))

@@ -18,10 +18,11 @@ from benchmarks.quality.cells import (
     load,
     load_folder,
     pack,
+    parse_setting,
     path_of,
     save,
 )
-from benchmarks.quality.methods import METHODS, Job, applies, parse_setting
+from benchmarks.quality.methods import METHODS, Job, applies
 from benchmarks.quality.models import MODELS, BoxModel
 from benchmarks.quality.runner import plan, run
 from benchmarks.quality.table import blocks, markdown
@@ -120,6 +121,10 @@ def test_a_cell_is_never_overwritten(tmp_path: Path) -> None:
         ({"format": "tamp-demo"}, "is not a results file"),
         ({"seed": None, "tasks": {}, "more": 1}, "not complete"),
         ({"tasks": {"t": {"right": [1], "of": [1, 1], "nll": [0]}}}, "different lengths"),
+        ({"tasks": [1]}, "tasks must be a dict"),
+        ({"seed": "0"}, "seed must be a int, got '0'"),
+        ({"setting": "abc"}, "setting must be a sparsity in percent"),
+        ({"reached": "most"}, "not complete"),
     ],
 )
 def test_files_of_something_else_are_refused(
@@ -143,6 +148,24 @@ def test_results_of_other_weights_do_not_mix(tmp_path: Path) -> None:
     save(tmp_path, example("tamp", identity="xyz"))
     with pytest.raises(ResultError, match="mixes results of box"):
         load_folder(tmp_path)
+
+
+def test_seeds_of_other_recipes_do_not_mix(tmp_path: Path) -> None:
+    save(tmp_path, example("best"))
+    save(tmp_path, example("best", seed=1, recipe={"modifier": "TAMPModifier", "sparsity": 0.5}))
+    with pytest.raises(ResultError, match="mixes recipes of box best 50: seeds 0 and 1"):
+        load_folder(tmp_path)
+
+
+def test_packing_never_loses_cells_that_were_packed_before(tmp_path: Path) -> None:
+    cells = [example(), example(seed=1)]
+    (path,) = pack(cells, tmp_path)
+    before = path.read_bytes()
+    with pytest.raises(ResultError, match="1 cells that are not packed now, such as box"):
+        pack(cells[:1], tmp_path)
+    assert path.read_bytes() == before
+    pack([*cells, example(seed=2)], tmp_path)
+    assert len(load(path)) == 3
 
 
 def test_packed_results_print_the_same_tables(
@@ -175,7 +198,13 @@ def test_packed_results_print_the_same_tables(
         (["--models", "llama"], "unknown model 'llama'; known are box, smollm2, smolav"),
         (["--settings", "120"], "setting must be a sparsity in percent"),
         (["--settings", "4:2"], "setting must be a sparsity in percent"),
+        (["--settings", "05"], "setting must be a sparsity in percent"),
+        (["--settings", "2:4", "--methods", "owl"], "owl would be their scores alone"),
+        (["--seeds", "0", "-1"], "seeds must be >= 0, got -1"),
         (["--models", "smollm2"], "--prepare"),
+        (["--table", "nothing", "--methods", "tamp"], "--table prints all results"),
+        (["--table", "results", "--pack", "results"], "where the results are"),
+        (["--models", "box", "--output", "results/file"], "Not a directory"),
         (["--table", "nothing"], "there are no results in nothing"),
     ],
 )
@@ -187,6 +216,8 @@ def test_bad_input_is_one_line(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    save(Path("results"), example("dense", "0"))
+    Path("results/file").touch()
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
