@@ -15,7 +15,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "allocation_options": {"spread": 0.15},
     },
 }
-"""The values of docs/quality.md: "best" is what keeps the most in `make bench-quality`."""
+"""How they were found and what they are ahead of: docs/quality.md."""
 
 RULES = {"score_options": "score", "selection_options": "selection"} | dict.fromkeys(
     ("allocation_options", "max_sparsity"), "allocation"
