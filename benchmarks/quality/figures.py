@@ -33,6 +33,8 @@ def draw(cells: Sequence[Cell], folder: Path) -> list[Path]:
 
 def retention_figure(found: Sequence[Block]) -> Figure:
     """Accuracy and NLL against the setting, one row of axes a model."""
+    from matplotlib.ticker import LogLocator
+
     models = list(dict.fromkeys(block.model for block in found))
     figure = new_figure(11, 0.8 + 3.6 * len(models))
     grid = figure.subplots(len(models), 2, squeeze=False)
@@ -75,6 +77,10 @@ def retention_figure(found: Sequence[Block]) -> Figure:
         axes[1].axhline(dense.nll.value, color="grey", linestyle=":", linewidth=1)
         axes[0].set_ylabel("accuracy relative to dense, %")
         axes[1].set_ylabel("NLL, nats")
+        axes[1].set_yscale("log")  # a destroyed model would hide what is between the others
+        axes[1].yaxis.set_major_formatter("{x:g}")
+        axes[1].yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
+        axes[1].yaxis.set_minor_formatter("{x:g}")
         for axis in axes:
             axis.set_title(MODELS[model].title if model in MODELS else model, fontsize=10)
             axis.set_xticks(range(len(settings)), [setting_label(s) for s in settings])
