@@ -100,6 +100,8 @@ def attention_shares(
 
 def attention_figure(by_layer: dict[str, list[float]], tokens: dict[str, float]) -> Figure:
     """Share of attention by depth, next to the share of tokens."""
+    from matplotlib.ticker import MaxNLocator
+
     figure = new_figure(6.5, 3.4)
     axes = figure.add_subplot()
     for index, (name, values) in enumerate(by_layer.items()):
@@ -107,7 +109,7 @@ def attention_figure(by_layer: dict[str, list[float]], tokens: dict[str, float])
         label = f"{name}, share of tokens"
         axes.axhline(tokens[name], color=COLOURS[index], linestyle="--", linewidth=1, label=label)
     axes.set_ylim(0, 1)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("decoder layer")
     axes.set_ylabel("share")
     axes.set_title("attention of the last token", fontsize=10)
