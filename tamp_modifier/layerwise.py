@@ -130,8 +130,8 @@ class ATP(LayerwiseAllocation):
             perplexity; None takes a share of the largest one allowed.
         share: that share, in [0, 1].
         spread: by how much the last layer is sparser than the first, in [0, 1], or the most that is
-            allowed where that is less; with it neither of the others counts. Not in the paper: a
-            share of the steepest line means another line at every sparsity.
+            allowed where that is less; in place of `share`, and not with `beta`. Not in the paper:
+            a share of the steepest line means another line at every sparsity.
     """
 
     name = "atp"

@@ -169,30 +169,29 @@ def test_bad_options_are_refused(name: str, options: dict[str, float], message: 
         get_allocation(name, **options)
 
 
+def atp_rise(sparsity: float, layers: int, **options: float) -> float:
+    """By how much the last layer is sparser than the first; the mean must be the sparsity."""
+    depth = {f"layer {number}": float(number) for number in range(layers)}
+    numel = dict.fromkeys(depth, 100)
+    values = list(get_allocation("atp", **options)(depth, numel, sparsity, 1.0).values())
+    assert sum(values) / layers == pytest.approx(sparsity)
+    return values[-1] - values[0]
+
+
 @given(st.floats(0.1, 0.9), st.floats(0.0, 1.0), st.integers(2, 12))
 def test_atp_takes_the_share_of_the_steepest_line_that_it_is_given(
     sparsity: float, share: float, layers: int
 ) -> None:
-    depth = {f"layer {number}": float(number) for number in range(layers)}
-    numel = dict.fromkeys(depth, 100)
-    found = get_allocation("atp", share=share)(depth, numel, sparsity, 1.0)
-    values = list(found.values())
     widest = 2.0 * min(sparsity, 1.0 - sparsity)
-    assert values[-1] - values[0] == pytest.approx(share * widest, abs=1e-6)
-    assert sum(values) / layers == pytest.approx(sparsity)
+    assert atp_rise(sparsity, layers, share=share) == pytest.approx(share * widest, abs=1e-6)
 
 
 @given(st.floats(0.05, 0.95), st.floats(0.0, 1.0), st.integers(2, 12))
 def test_atp_spreads_as_far_as_it_is_told_or_as_it_may(
     sparsity: float, spread: float, layers: int
 ) -> None:
-    depth = {f"layer {number}": float(number) for number in range(layers)}
-    numel = dict.fromkeys(depth, 100)
-    found = get_allocation("atp", spread=spread)(depth, numel, sparsity, 1.0)
-    values = list(found.values())
     widest = 2.0 * min(sparsity, 1.0 - sparsity)
-    assert values[-1] - values[0] == pytest.approx(min(spread, widest), abs=1e-6)
-    assert sum(values) / layers == pytest.approx(sparsity)
+    assert atp_rise(sparsity, layers, spread=spread) == pytest.approx(min(spread, widest), abs=1e-6)
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.1])
