@@ -61,11 +61,10 @@ class SelectionCollector:
             return
         everything = picked.numel() == outputs.shape[0]
         inputs = activations.inputs if everything else activations.inputs[picked]
-        weights = self._selection.weights(
-            activations.types
-            if everything
-            else activations.types[picked.to(activations.types.device)]
-        )
+        types = activations.types
+        if not everything:
+            types = types[picked.to(types.device)]
+        weights = self._selection.weights(types, activations.sample_size)
         self._statistics(self._selected, activations).update(inputs, weights)
         self._fallback.pop(name, None)
         self._counts.setdefault(name, []).append(picked.numel())

@@ -105,8 +105,9 @@ class TAMPModifier(Modifier):
             decoder layer is sparser than the first.
         selection: "amia", "drift" (ATV-Pruning: text tokens and the visual ones that a decoder
             layer moves most), "text" (text tokens only), "all" (Wanda) or "balanced" (all, weighted
-            so that every modality of a sample counts the same).
-        selection_options: numbers of the selection rule by name. drift: alpha (1).
+            so that every sample counts the same, and in it every modality).
+        selection_options: numbers of the selection rule by name. drift: alpha (1); balanced:
+            modalities (1) and samples (1), how far each is balanced, from 0 to 1.
         max_sparsity: cap of a single Linear, 1 at most; by default ``sparsity + 0.1`` for das and
             das_numel, and 1 for the others. With "N:M" it is N / M; with "n:M" the default is
             rounded up to whole Ns.

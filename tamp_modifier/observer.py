@@ -39,6 +39,7 @@ class Activations:
         inputs: [tokens, in_features], in the model's dtype.
         outputs: [tokens, out_features].
         types: int64 [tokens], modalities.
+        sample_size: number of the sample's real tokens; an expert sees some of them only.
         attention: float32 [tokens] from the last real token, or None where the layer has no
             weights.
         tokens: int64 [tokens], each row's index among the sample's real tokens; None if it is the
@@ -51,6 +52,7 @@ class Activations:
     inputs: torch.Tensor
     outputs: torch.Tensor
     types: torch.Tensor
+    sample_size: int
     attention: torch.Tensor | None = None
     tokens: torch.Tensor | None = None
     routed: bool = True
@@ -281,7 +283,8 @@ class Observer:
             x, o = inputs[number], outputs[number]
             if real is not None:
                 x, o = x[real], o[real]
-            yield Activations(target, batch.first_sample + number, x, o, types, routed=routed)
+            sample = batch.first_sample + number
+            yield Activations(target, sample, x, o, types, x.shape[0], routed=routed)
 
     def _routed_tokens(
         self, target: Target, batch: TokenBatch, inputs: torch.Tensor, outputs: torch.Tensor
@@ -309,13 +312,20 @@ class Observer:
         if sees_all and positions.numel() == 0 and bool(inputs.any()):
             yield from self._all_tokens(target, batch, inputs, outputs, routed=False)
         # Index of every position among the real tokens of its sample.
-        index = (batch.types >= 0).cumsum(dim=1).sub(1).flatten().to(inputs.device)
+        counts = (batch.types >= 0).cumsum(dim=1)
+        sizes, index = counts[:, -1].tolist(), counts.sub(1).flatten().to(inputs.device)
         sample = positions // batch.types.shape[1]
         for number in sample.unique().tolist():
             mine = sample == number
             at, x, o = positions[mine], inputs[rows[mine]], outputs[rows[mine]]
             yield Activations(
-                target, batch.first_sample + number, x, o, types[at], tokens=index[at]
+                target,
+                batch.first_sample + number,
+                x,
+                o,
+                types[at],
+                sizes[number],
+                tokens=index[at],
             )
 
     @staticmethod
@@ -330,7 +340,7 @@ class Observer:
         for number, (x, o) in enumerate(zip(inputs, outputs, strict=True)):
             x, o = x.flatten(0, -2), o.flatten(0, -2)
             types = torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
-            yield Activations(target, batch.first_sample + number, x, o, types)
+            yield Activations(target, batch.first_sample + number, x, o, types, x.shape[0])
 
 
 def _check_length(name: str, rows: int, expected: int, types: torch.Tensor) -> None:

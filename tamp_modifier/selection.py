@@ -173,14 +173,15 @@ class Selection(ABC):
             attention: [N] attention of the last token; None where `needs_attention` is False.
         """
 
-    def weights(self, token_types: Tensor) -> Tensor | None:
-        """How much each selected token counts in the statistics, fp32 with a mean of 1.
+    def weights(self, token_types: Tensor, sample_size: int) -> Tensor | None:
+        """How much each selected token counts in the statistics; only ratios matter.
 
         Args:
             token_types: [n] modality of each selected token.
+            sample_size: number of tokens of the sample.
 
         Returns:
-            [n]; None, the default, where all count the same.
+            fp32 [n]; None, the default, where all tokens of all samples count the same.
         """
         return None
 
@@ -235,21 +236,37 @@ class TextTokens(Selection):
 
 
 class BalancedTokens(Selection):
-    """Every token, weighted so that all modalities of a sample count the same.
+    """Every token, weighted so that all samples count the same, and in each all modalities.
 
-    With N tokens in M modalities a token of modality m has the weight N / (M N_m). A few words next
-    to many image tokens are neither drowned, as with "all", nor are the image tokens lost for the
-    statistics, as with "text".
+    In a sample of N tokens, N_m of them of modality m, a token of modality m has the weight
+
+        c N_m^-modalities,   c such that the N weights add up to N^(1 - samples)
+
+    A few words next to many image tokens are neither drowned, as with "all", nor are the image
+    tokens lost for the statistics, as with "text"; and a short sample, of text alone, is not
+    drowned by those with media.
+
+    Args:
+        modalities: how far modalities are made alike: 1 wholly, 0 not at all.
+        samples: how far samples are made alike: 1 wholly, 0 not at all.
     """
 
     name = "balanced"
 
+    def __init__(self, modalities: float = 1.0, samples: float = 1.0) -> None:
+        for name, value in (("modalities", modalities), ("samples", samples)):
+            if not 0.0 <= value <= 1.0:
+                raise ValueError(f"{name} must be in [0, 1], got {value!r}")
+        self.modalities = modalities
+        self.samples = samples
+
     def select(self, outputs: Tensor, token_types: Tensor, attention: Tensor | None) -> Tensor:
         return torch.arange(outputs.shape[0], device=outputs.device)
 
-    def weights(self, token_types: Tensor) -> Tensor | None:
-        present, which, counts = token_types.unique(return_inverse=True, return_counts=True)
-        return (len(token_types) / (len(present) * counts.float()))[which]
+    def weights(self, token_types: Tensor, sample_size: int) -> Tensor | None:
+        _, which, counts = token_types.unique(return_inverse=True, return_counts=True)
+        weights = (counts.float() ** -self.modalities)[which]
+        return weights * (len(token_types) * sample_size**-self.samples / weights.sum())
 
 
 AnySelection: TypeAlias = Selection | DriftSelection

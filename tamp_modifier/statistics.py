@@ -22,7 +22,7 @@ class Statistics(Protocol):
 
         Args:
             inputs: [n, in_features], any floating dtype.
-            weights: [n], how much each token counts, with a mean of 1; None for all the same.
+            weights: [n], how much each token counts; only their ratios matter. None is 1 for all.
         """
 
     def is_finite(self) -> bool:
@@ -35,8 +35,9 @@ class Statistics(Protocol):
 class RowScalars:
     """Mean of x_j^2 over all selected tokens of all samples, the activation term of Wanda.
 
-    Tokens are pooled: a sample weighs as much as it has selected tokens. So with all tokens
-    selected the result is Wanda's up to a constant factor, and the masks are the same.
+    Tokens are pooled: unless they come with weights, a sample weighs as much as it has selected
+    tokens. So with all tokens selected the result is Wanda's up to a constant factor, and the masks
+    are the same.
 
     Args:
         in_features: width of the input.
@@ -48,16 +49,18 @@ class RowScalars:
         self.tokens = 0
         self._device = device
         self._sums: Tensor | None = None  # fp64 [in_features]
+        self._weight: Tensor | None = None  # fp64 scalar
 
     @torch.no_grad()
     def update(self, inputs: Tensor, weights: Tensor | None = None) -> None:
         """Add the selected tokens of one sample, see `Statistics`."""
         _check_inputs(inputs, self.in_features)
-        (sums,) = self.sums(inputs.device if self._device is None else self._device)
+        sums, weight = self.sums(inputs.device if self._device is None else self._device)
         squares = inputs.float().square()
         if weights is not None:
             squares *= weights.to(squares)[:, None]
         sums += squares.sum(0).to(sums)
+        weight += len(inputs) if weights is None else weights.double().sum().to(weight)
         self.tokens += inputs.shape[0]
 
     def is_finite(self) -> bool:
@@ -65,10 +68,11 @@ class RowScalars:
         return self._sums is None or bool(torch.isfinite(self._sums.float()).all())
 
     def sums(self, device: torch.device | str) -> list[Tensor]:
-        """The sum of x_j^2, fp64 [in_features]."""
-        if self._sums is None:
+        """The sum of x_j^2, fp64 [in_features], and that of the weights."""
+        if self._sums is None or self._weight is None:
             self._sums = torch.zeros(self.in_features, dtype=torch.float64, device=device)
-        return [self._sums]
+            self._weight = torch.zeros((), dtype=torch.float64, device=device)
+        return [self._sums, self._weight]
 
     def result(self) -> Tensor:
         """Mean of x_j^2, fp32 [in_features].
@@ -77,9 +81,9 @@ class RowScalars:
             ValueError: no token was seen.
             NonFiniteError: the mean is not finite.
         """
-        if self._sums is None or self.tokens == 0:
+        if self._sums is None or self._weight is None or self.tokens == 0:
             raise ValueError("no calibration token was selected")
-        scalars = (self._sums / self.tokens).float()
+        scalars = (self._sums / self._weight).float()
         if not bool(torch.isfinite(scalars).all()):
             raise NonFiniteError("activation statistics are not finite")
         return scalars
@@ -98,42 +102,44 @@ class Hessian:
     def __init__(self, in_features: int) -> None:
         self.in_features = in_features
         self.tokens = 0
-        self._squared_weights: Tensor | None = None  # fp64 scalar
+        self._weights: Tensor | None = None  # fp64 [2]: their sum and that of their squares
         self._sums: Tensor | None = None  # fp32 [in_features, in_features]
 
     @torch.no_grad()
     def update(self, inputs: Tensor, weights: Tensor | None = None) -> None:
         """Add the selected tokens of one sample, see `Statistics`."""
         _check_inputs(inputs, self.in_features)
-        sums, squared_weights = self.sums(inputs.device)
+        sums, totals = self.sums(inputs.device)
         vectors = inputs.to(sums)
         if weights is None:
             sums.addmm_(vectors.T, vectors)
-            squared_weights += len(vectors)
+            totals += len(vectors)
         else:
             weights = weights.to(vectors)
             sums.addmm_(vectors.T * weights, vectors)
-            squared_weights += weights.double().square().sum()
+            exact = weights.double()
+            totals += torch.stack((exact.sum(), exact.square().sum()))
         self.tokens += inputs.shape[0]
 
     @property
     def effective_tokens(self) -> int:
         """As many equal tokens would say as much: (sum of weights)^2 / sum of squared weights."""
-        if self._squared_weights is None:
+        if self._weights is None or self.tokens == 0:
             return 0
-        return round(self.tokens**2 / max(float(self._squared_weights), 1e-12))
+        total, squares = self._weights.tolist()
+        return round(total**2 / squares)
 
     def is_finite(self) -> bool:
         """Whether the sums so far are finite; their diagonal tells, as nothing is larger."""
         return self._sums is None or bool(torch.isfinite(self._sums.diagonal()).all())
 
     def sums(self, device: torch.device | str) -> list[Tensor]:
-        """The sum of x x^T, fp32 [in_features, in_features], and that of the squared weights."""
-        if self._sums is None or self._squared_weights is None:
+        """The sum of x x^T, fp32 [in_features, in_features], and those of weights and squares."""
+        if self._sums is None or self._weights is None:
             size = (self.in_features, self.in_features)
             self._sums = torch.zeros(size, dtype=torch.float32, device=device)
-            self._squared_weights = torch.zeros((), dtype=torch.float64, device=device)
-        return [self._sums, self._squared_weights]
+            self._weights = torch.zeros(2, dtype=torch.float64, device=device)
+        return [self._sums, self._weights]
 
     def result(self) -> Tensor:
         """Mean of x x^T, fp32 [in_features, in_features]; the sums themselves are used up.
@@ -142,12 +148,12 @@ class Hessian:
             ValueError: no token was seen.
             NonFiniteError: the mean is not finite.
         """
-        if self._sums is None or self.tokens == 0:
+        if self._sums is None or self._weights is None or self.tokens == 0:
             raise ValueError("no calibration token was selected")
         if not self.is_finite():
             raise NonFiniteError("activation statistics are not finite")
         sums, self._sums = self._sums, None
-        return sums.div_(self.tokens)
+        return sums.div_(self._weights[0].to(sums))
 
 
 class TokenCount:

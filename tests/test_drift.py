@@ -57,7 +57,7 @@ def collect(
     target = Target("layer.q", nn.Linear(8, 4), "layer")
     for number, (x, y, inputs, types) in enumerate(found):
         collector.layer_done("layer", [LayerStates(number, x, y, types)])
-        collector.collect(Activations(target, number, inputs, inputs, types))
+        collector.collect(Activations(target, number, inputs, inputs, types, len(types)))
     assert collector.has_seen(target.name)
     collector.settle([target])
     return collector, target
@@ -113,7 +113,9 @@ def test_experts_get_the_selected_tokens_among_those_routed_to_them() -> None:
     for number, (x, y, inputs, types) in enumerate(found):
         at = routed[number]
         collector.layer_done("layer", [LayerStates(number, x, y, types)])
-        collector.collect(Activations(target, number, inputs[at], inputs[at], types[at], tokens=at))
+        collector.collect(
+            Activations(target, number, inputs[at], inputs[at], types[at], len(types), tokens=at)
+        )
     collector.settle([target])
     assert collector.indices(target.name, 3) == [
         [token for token in picked if token in at.tolist()]
@@ -128,7 +130,9 @@ def test_an_expert_without_a_selected_token_takes_all_of_its_own() -> None:
     target = Target("layer.experts.0.up", nn.Linear(8, 4), "layer", "layer.experts", 0)
     at = torch.tensor([least])
     collector.layer_done("layer", [LayerStates(0, x, y, types)])
-    collector.collect(Activations(target, 0, inputs[at], inputs[at], types[at], tokens=at))
+    collector.collect(
+        Activations(target, 0, inputs[at], inputs[at], types[at], len(types), tokens=at)
+    )
     collector.settle([target])
     torch.testing.assert_close(
         collector.statistics([target], {target.name: 0})[target.name].result(),

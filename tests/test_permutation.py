@@ -89,7 +89,7 @@ def show(columns: ColumnOrder) -> None:
     """Inputs with outlier features, for every Linear."""
     for target in columns.targets:
         inputs = torch.randn(5, target.module.in_features).exp()
-        columns.collect(Activations(target, 0, inputs, inputs, torch.zeros(5, dtype=torch.long)))
+        columns.collect(Activations(target, 0, inputs, inputs, torch.zeros(5, dtype=torch.long), 5))
 
 
 @pytest.mark.parametrize(
