@@ -14,6 +14,16 @@ The idea that the weights left by a mask should be solved for, with matrix produ
 share, is from Boza, Fast and Effective Weight Update for Pruned Large Language Models
 (arXiv 2401.02938), which does it by ADMM; conjugate gradients need no factorisation, no penalty to
 tune, and never end worse than they began.
+
+Weights in half precision cannot hold what is found beyond three digits, so for them the products
+are in bfloat16 with fp32 sums, which takes half of the time on a CPU with units for it and less on
+a GPU. Error of a Linear's outputs on its calibration tokens, as a share of what SparseGPT leaves
+(SmolAV, 50 %, fp32 / bfloat16 products):
+
+    steps                      2              4              8              16
+    layer 2, q_proj      0.857 / 0.857  0.755 / 0.755  0.639 / 0.656  0.599 / 0.608
+    layer 2, gate_proj   0.867 / 0.867  0.772 / 0.772  0.652 / 0.671  0.605 / 0.617
+    layer 2, down_proj   0.899 / 0.899  0.831 / 0.831  0.703 / 0.724  0.641 / 0.656
 """
 
 from __future__ import annotations
@@ -23,7 +33,13 @@ from torch import Tensor
 
 
 @torch.no_grad()
-def refit(pruned: Tensor, weight: Tensor, hessian: Tensor, steps: int) -> Tensor:
+def refit(
+    pruned: Tensor,
+    weight: Tensor,
+    hessian: Tensor,
+    steps: int,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
     """Move the weights that are not zero towards the least error on the calibration tokens.
 
     Args:
@@ -32,18 +48,24 @@ def refit(pruned: Tensor, weight: Tensor, hessian: Tensor, steps: int) -> Tensor
         hessian: fp32 [in, in], positive definite.
         steps: steps of conjugate gradients; with as many as a row has weights left the result is
             the minimum, but for rounding.
+        dtype: of the products, float32 or bfloat16; sums and what is kept are fp32.
 
     Returns:
         `pruned`.
     """
     kept = pruned != 0
+    curvature_matrix = hessian.to(dtype)
+
+    def product(rows: Tensor) -> Tensor:
+        return (rows.to(dtype) @ curvature_matrix).float()
+
     inverse = hessian.diagonal().reciprocal()
-    residual = ((weight - pruned) @ hessian).mul_(kept)  # minus half of the gradient
+    residual = product(weight - pruned).mul_(kept)  # minus half of the gradient
     scaled = residual * inverse
     direction = scaled.clone()
     norm = (residual * scaled).sum(1, keepdim=True)  # [out, 1]
     for _ in range(steps):
-        curved = (direction @ hessian).mul_(kept)
+        curved = product(direction).mul_(kept)
         curvature = (direction * curved).sum(1, keepdim=True)
         # A row that has arrived has norm and curvature 0 and stays where it is.
         step = norm / curvature.clamp_min(torch.finfo(norm.dtype).tiny)

@@ -108,7 +108,10 @@ def sparsegpt_weight(
     if not prune_m:
         pruned = _with_zeros(pruned, weight, scale, wanted)
     if curvature is not None:
-        pruned = refit(pruned.float(), weight.float(), curvature, refit_steps).to(weight.dtype)
+        half = weight.dtype in (torch.bfloat16, torch.float16)
+        dtype = torch.bfloat16 if half else torch.float32
+        fitted = refit(pruned.float(), weight.float(), curvature, refit_steps, dtype)
+        pruned = fitted.to(weight.dtype)
     return pruned
 
 

@@ -8,7 +8,7 @@ import torch
 from tamp_modifier import scores
 from tamp_modifier.masks import has_structure
 from tamp_modifier.refit import refit
-from tamp_modifier.sparsegpt import sparsegpt_weight
+from tamp_modifier.sparsegpt import damp, sparsegpt_weight
 
 
 def problem(rows: int = 6, columns: int = 12, tokens: int = 60) -> tuple[torch.Tensor, ...]:
@@ -42,6 +42,34 @@ def test_no_step_makes_a_row_worse() -> None:
         after = error(refit(pruned.clone(), weight, hessian, steps), weight, hessian)
         assert bool((after <= before * (1 + 1e-5) + 1e-6).all())
         before = after
+
+
+@pytest.mark.parametrize("damping", [0.05, 0.001])
+def test_bfloat16_products_end_within_two_percent_of_exact_ones(damping: float) -> None:
+    mixed = torch.randn(96, 96) * torch.logspace(0, -3, 96)[:, None]
+    inputs = torch.randn(1000, 96) @ mixed
+    inputs[:, :2] *= 30.0  # outlier features
+    hessian = damp(inputs.T @ inputs / 1000, 1000, damping)
+    weight = torch.randn(40, 96)
+    pruned = weight * (torch.rand(40, 96) > 0.5)
+    for steps in (4, 60):
+        exact, rounded = (
+            error(refit(pruned.clone(), weight, hessian, steps, dtype), weight, hessian)
+            for dtype in (torch.float32, torch.bfloat16)
+        )
+        assert float(rounded.sum()) < 1.02 * float(exact.sum())
+        assert bool((rounded < error(pruned, weight, hessian)).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_weights_are_fitted_as_well(dtype: torch.dtype) -> None:
+    weight, _, _, hessian = problem(rows=32, columns=64, tokens=400)
+    weight = weight.to(dtype)
+    plain, fitted = (
+        error(sparsegpt_weight(weight, hessian.clone(), 400, 0.5, "0:0", 0.01, n), weight, hessian)
+        for n in (0, 16)
+    )
+    assert float(fitted.sum()) < 0.9 * float(plain.sum())
 
 
 def test_rows_that_are_dense_or_empty_stay_as_they_are() -> None:
