@@ -9,13 +9,17 @@ from typing import Any
 PRESETS: dict[str, dict[str, Any]] = {
     "best": {
         "score": "sparsegpt",
-        "score_options": {"refit": 4},
+        "score_options": {"damping": 0.05, "refit": 8},
         "selection": "balanced",
-        "allocation": "atp",
-        "allocation_options": {"spread": 0.15},
+        "selection_options": {"modalities": 1.0, "samples": 1.0},
+        "allocation": "uniform",
     },
 }
-"""How they were found and what they are ahead of: docs/quality.md."""
+"""How they were found and what they are ahead of: docs/quality.md.
+
+All options are written out, so that a report or a recipe that names them stays true where the
+default of a rule changes.
+"""
 
 RULES = {"score_options": "score", "selection_options": "selection"} | dict.fromkeys(
     ("allocation_options", "max_sparsity"), "allocation"
