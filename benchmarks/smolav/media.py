@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.smolav.pictures import Drawer, Picture, Video
+from benchmarks.smolav.pictures import Drawer, Picture, Video, read_emoji
 from benchmarks.smolav.sounds import RATE, SECONDS, Sound, Speaker
 
 SPLITS = ("train", "calibration", "evaluation")
@@ -54,7 +54,7 @@ class Studio:
     @cached_property
     def drawer(self) -> Drawer:
         """Draws pictures and videos."""
-        return Drawer(self._folder / "emoji")
+        return Drawer(read_emoji(self._folder / "emoji"))
 
     @cached_property
     def speaker(self) -> Speaker:

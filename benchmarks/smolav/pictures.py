@@ -8,6 +8,7 @@ changes its colour or its size.
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -233,23 +234,32 @@ def frame_things(video: Video, frame: int) -> tuple[Thing, ...]:
     return tuple(things)
 
 
-class Drawer:
-    """Draws with the emoji of one folder.
+def read_emoji(folder: Path) -> dict[str, Image.Image]:
+    """The emoji by word, RGBA.
 
     Args:
-        emoji: Folder of PNG files named by code point, such as ``1f436.png``.
+        folder: PNG files named by code point, such as ``1f436.png``.
 
     Raises:
         ValueError: An emoji is missing.
     """
+    missing = [code for code in EMOJI.values() if not (folder / f"{code}.png").is_file()]
+    if missing:
+        raise ValueError(f"emoji folder {folder} has no {missing[0]}.png; run `make smolav`")
+    return {
+        word: Image.open(folder / f"{code}.png").convert("RGBA") for word, code in EMOJI.items()
+    }
 
-    def __init__(self, emoji: Path) -> None:
-        missing = [code for code in EMOJI.values() if not (emoji / f"{code}.png").is_file()]
-        if missing:
-            raise ValueError(f"emoji folder {emoji} has no {missing[0]}.png; run `make smolav`")
-        self._pictures = {
-            word: Image.open(emoji / f"{code}.png").convert("RGBA") for word, code in EMOJI.items()
-        }
+
+class Drawer:
+    """Draws with small pictures of things.
+
+    Args:
+        pictures: Square RGBA pictures by the name of the thing.
+    """
+
+    def __init__(self, pictures: Mapping[str, Image.Image]) -> None:
+        self._pictures = pictures
         self._cache: dict[tuple[str, int, int], Image.Image] = {}
 
     def picture(self, picture: Picture) -> np.ndarray:
