@@ -31,7 +31,8 @@ def with_preset(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields with what the preset named in them adds; fields that are given win.
 
     Options of a rule come with the rule: where the user gives another rule, the preset's options
-    for its own one are left out.
+    for its own one are left out. Where the rule is the preset's, options that are given win one by
+    one: ``score_options={"damping": 0.1}`` leaves the refit as it is.
 
     Raises:
         ValueError: an unknown preset.
@@ -44,10 +45,11 @@ def with_preset(fields: Mapping[str, Any]) -> dict[str, Any]:
     preset = PRESETS[name]
     # Another rule than the preset's.
     replaced = {rule for rule in RULES.values() if fields.get(rule, preset[rule]) != preset[rule]}
-    added = {
-        field: value
-        for field, value in preset.items()
-        if field not in fields and RULES.get(field) not in replaced
-    }
     # The values are nobody's to change.
-    return {**deepcopy(added), **fields}
+    added = deepcopy({f: value for f, value in preset.items() if RULES.get(f) not in replaced})
+    together = {**added, **fields}
+    for field in RULES:
+        ours, given = added.get(field), fields.get(field)
+        if isinstance(ours, Mapping) and isinstance(given, Mapping):
+            together[field] = {**ours, **given}
+    return together

@@ -32,8 +32,15 @@ def test_without_a_preset_it_is_the_published_method() -> None:
 def test_given_fields_win() -> None:
     modifier = TAMPModifier(preset="best", selection="text", score_options={"refit": 2})
     assert modifier.selection == "text"
-    assert modifier.score_options == {"refit": 2}
     assert modifier.score == PRESETS["best"]["score"]
+
+
+def test_options_that_are_given_win_one_by_one() -> None:
+    modifier = TAMPModifier(preset="best", score_options={"refit": 2})
+    assert modifier.score_options == {**PRESETS["best"]["score_options"], "refit": 2}
+    assert TAMPModifier(preset="best").score_options == PRESETS["best"]["score_options"]
+    alone = TAMPModifier(score="sparsegpt", score_options={"damping": 0.1})
+    assert alone.score_options == {"damping": 0.1}
 
 
 def test_options_of_a_rule_that_was_replaced_are_left_out() -> None:
