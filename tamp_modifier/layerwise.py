@@ -129,33 +129,34 @@ class ATP(LayerwiseAllocation):
         beta: common difference. The paper searches it for every model, in steps of 0.002, by
             perplexity; None takes a share of the largest one allowed.
         share: that share, in [0, 1].
-        spread: by how much the last layer is sparser than the first, in [0, 1], or the most that is
-            allowed where that is less; in place of `share`, and not with `beta`. Not in the paper:
-            a share of the steepest line means another line at every sparsity.
+        rise: the last layer is sparser than the first by rise (s - 1/2), or by the most that is
+            allowed; no line below 1/2. In place of `share`, and not with `beta`. Not in the paper,
+            whose steepest line is widest at 1/2, where models least need one.
     """
 
     name = "atp"
     measure = "depth"
     beta: float | None = None
     share: float = 0.5
-    spread: float | None = None
+    rise: float | None = None
 
     def __post_init__(self) -> None:
         if self.beta is not None:
             _check_positive("beta", self.beta)
-            if self.spread is not None:
-                raise ValueError("beta and spread both say how steep the line is; give one of them")
-        for name, value in (("share", self.share), ("spread", self.spread)):
-            if value is not None and not 0.0 <= value <= 1.0:
-                raise ValueError(f"{name} must be in [0, 1], got {value}")
+            if self.rise is not None:
+                raise ValueError("beta and rise both say how steep the line is; give one of them")
+        if self.rise is not None:
+            _check_positive("rise", self.rise)
+        if not 0.0 <= self.share <= 1.0:
+            raise ValueError(f"share must be in [0, 1], got {self.share}")
 
     def offsets(self, importance: Mapping[str, float], sparsity: float) -> dict[str, float]:
         depths = {depth: number for number, depth in enumerate(sorted(set(importance.values())))}
         steps = max(len(depths) - 1, 1)
         largest = min(2.0 * sparsity, 2.0 * (1.0 - sparsity)) / steps
         beta = self.share * largest if self.beta is None else self.beta
-        if self.spread is not None:
-            beta = min(self.spread / steps, largest)
+        if self.rise is not None:
+            beta = min(max(self.rise * (sparsity - 0.5), 0.0) / steps, largest)
         if beta > largest * (1.0 + 1e-9):
             raise ValueError(
                 f"beta must be at most {largest:.6g} for sparsity {sparsity} and {len(depths)} "

@@ -101,8 +101,8 @@ class TAMPModifier(Modifier):
             name.
         allocation_options: numbers of the allocation rule by name. das, das_numel: score_power (1)
             and numel_power (0, 1); owl: m (5), lam (0.08); dlp: alpha (0.15); atp: share (0.5) of
-            the largest slope allowed, or beta, the slope itself, or spread, by how much the last
-            decoder layer is sparser than the first.
+            the largest slope allowed, or beta, the slope itself, or rise: the last decoder layer is
+            sparser than the first by rise times what the sparsity is above 0.5.
         selection: "amia", "drift" (ATV-Pruning: text tokens and the visual ones that a decoder
             layer moves most), "text" (text tokens only), "all" (Wanda) or "balanced" (all, weighted
             so that every sample counts the same, and in it every modality).

@@ -12,7 +12,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "score_options": {"damping": 0.05, "refit": 8},
         "selection": "balanced",
         "selection_options": {"modalities": 1.0, "samples": 1.0},
-        "allocation": "uniform",
+        "allocation": "atp",
+        "allocation_options": {"rise": 0.75},
     },
 }
 """How they were found and what they are ahead of: docs/quality.md.

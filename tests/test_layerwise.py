@@ -159,7 +159,9 @@ def test_default_caps() -> None:
         ("owl", {"m": 0}, "m must be finite and > 0, got 0"),
         ("dlp", {"alpha": math.nan}, r"alpha must be in \[0, 1\), got nan"),
         ("atp", {"beta": -0.1}, "beta must be finite and > 0, got -0.1"),
-        ("atp", {"beta": 0.1, "spread": 0.1}, "give one of them"),
+        ("atp", {"beta": 0.1, "rise": 0.1}, "give one of them"),
+        ("atp", {"rise": -1}, "rise must be finite and > 0, got -1"),
+        ("atp", {"share": 1.1}, r"share must be in \[0, 1\], got 1.1"),
         ("das", {"score_power": -1}, "score_power must be finite and >= 0, got -1"),
         ("das", {"score_power": "2"}, "option score_power of allocation 'das' must be a number"),
     ],
@@ -186,16 +188,9 @@ def test_atp_takes_the_share_of_the_steepest_line_that_it_is_given(
     assert atp_rise(sparsity, layers, share=share) == pytest.approx(share * widest, abs=1e-6)
 
 
-@given(st.floats(0.05, 0.95), st.floats(0.0, 1.0), st.integers(2, 12))
-def test_atp_spreads_as_far_as_it_is_told_or_as_it_may(
-    sparsity: float, spread: float, layers: int
+@given(st.floats(0.05, 0.95), st.floats(0.01, 4.0), st.integers(2, 12))
+def test_atp_rises_with_what_the_sparsity_is_above_one_half(
+    sparsity: float, rise: float, layers: int
 ) -> None:
-    widest = 2.0 * min(sparsity, 1.0 - sparsity)
-    assert atp_rise(sparsity, layers, spread=spread) == pytest.approx(min(spread, widest), abs=1e-6)
-
-
-@pytest.mark.parametrize("value", [-0.1, 1.1])
-@pytest.mark.parametrize("option", ["share", "spread"])
-def test_a_share_or_spread_out_of_range_is_refused(option: str, value: float) -> None:
-    with pytest.raises(ValueError, match=rf"{option} must be in \[0, 1\]"):
-        get_allocation("atp", **{option: value})
+    wanted = min(max(rise * (sparsity - 0.5), 0.0), 2.0 * min(sparsity, 1.0 - sparsity))
+    assert atp_rise(sparsity, layers, rise=rise) == pytest.approx(wanted, abs=1e-6)
