@@ -31,15 +31,7 @@ def check_output(out: Path, needed: int = 0) -> None:
         if any(out.iterdir()):
             raise ValueError(f"{out} is not empty; give another folder, or empty it first")
     parent = out.absolute().parent
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        probe = parent / f".{out.name}.probe-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise OSError(
-            error.errno, f"nothing can be written here: {error.strerror}", str(parent)
-        ) from None
+    probe(parent)
     free = shutil.disk_usage(parent).free
     if free < needed:
         raise OSError(
@@ -47,6 +39,23 @@ def check_output(out: Path, needed: int = 0) -> None:
             f"the disk has {free / 1e9:.1f} GB left, and {needed / 1e9:.1f} GB are needed",
             str(parent),
         )
+
+
+def probe(folder: Path) -> None:
+    """Makes a folder if need be, and writes and removes a file in it.
+
+    Raises:
+        OSError: nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f".probe-{os.getpid()}"
+        file.touch()
+        file.unlink()
+    except OSError as error:
+        raise OSError(
+            error.errno, f"nothing can be written here: {error.strerror}", str(folder)
+        ) from None
 
 
 @contextmanager

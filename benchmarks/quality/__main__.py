@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks.debian import SetUpError
 from benchmarks.quality import cells as files
-from benchmarks.quality.methods import METHODS, applies
+from benchmarks.quality.methods import METHODS
 from benchmarks.quality.models import MODELS
 from benchmarks.quality.table import blocks, markdown
 
@@ -62,39 +62,46 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _main(args: argparse.Namespace) -> None:
     if args.explain is not None:
-        from benchmarks.quality.explain import draw as explain
-
-        for name in _known("model", args.models or ["box"], MODELS):
-            for path in explain(MODELS[name](args.data), args.explain):
-                print(f"wrote {path}")
+        _explain(args)
         return
     if args.table is None:
-        names = args.models or (["box"] if args.quick else None)
-        models = [MODELS[name](args.data) for name in _known("model", names, MODELS)]
-        methods = _known("method", args.methods, METHODS)
-        settings = list(dict.fromkeys(args.settings or []))
-        for setting in settings:
-            files.parse_setting(setting)
-        if settings and not any(applies(METHODS[m], s) for m in methods for s in settings):
-            raise ValueError(
-                f"with {', '.join(settings)} every Linear has the same sparsity, so "
-                f"{', '.join(methods)} would be their scores alone"
-            )
-        if args.seeds is not None and min(args.seeds) < 0:
-            raise ValueError(f"seeds must be >= 0, got {min(args.seeds)}")
+        _measure(args)
         if args.prepare:
-            for model in models:
-                model.prepare()
             return
-        from benchmarks.quality.runner import plan, run
-
-        # One seed more or less is no other benchmark, so quick cells count in the full run too.
-        seeds = list(dict.fromkeys(args.seeds or ([0] if args.quick else [0, 1, 2])))
-        todo = plan(models, methods, settings, seeds, args.quick)
-        run(todo, args.output, lambda line: print(line, flush=True))
     elif args.models or args.methods or args.settings or args.seeds or args.quick:
         raise ValueError("--table prints all results of its folder; it takes no choice of cells")
-    source = args.table or args.output
+    _show(args.table or args.output, args)
+
+
+def _explain(args: argparse.Namespace) -> None:
+    """Draws what TAMP looks at."""
+    from benchmarks.quality.explain import draw
+
+    for name in _known("model", args.models or ["box"], MODELS):
+        for path in draw(MODELS[name](args.data), args.explain):
+            print(f"wrote {path}")
+
+
+def _measure(args: argparse.Namespace) -> None:
+    """Fetches what is needed or, without --prepare, runs the cells that are missing."""
+    from benchmarks.quality.runner import plan, run
+
+    names = args.models or (["box"] if args.quick else None)
+    models = [MODELS[name](args.data) for name in _known("model", names, MODELS)]
+    methods = _known("method", args.methods, METHODS)
+    settings = list(dict.fromkeys(args.settings or []))
+    # One seed more or less is no other benchmark, so quick cells count in the full run too.
+    seeds = list(dict.fromkeys(args.seeds or ([0] if args.quick else [0, 1, 2])))
+    todo = plan(models, methods, settings, seeds, args.quick)
+    if args.prepare:
+        for model in models:
+            model.prepare()
+    else:
+        run(todo, args.output, lambda line: print(line, flush=True))
+
+
+def _show(source: Path, args: argparse.Namespace) -> None:
+    """Prints the tables of finished results, packs and draws them."""
     found = files.load_folder(source)
     print(markdown(blocks(found)))
     if args.pack is not None:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from benchmarks.quality.cells import DENSE, Cell, check_same, parse_setting, path_of, save
 from benchmarks.quality.methods import METHODS, Job, applies
 from benchmarks.quality.models import QualityModel
+from tamp_modifier.folders import probe
 
 PACKAGES = ("torch", "transformers", "llmcompressor", "tamp-modifier")
 
@@ -38,7 +39,20 @@ def plan(
         settings: of all models; None takes those of each.
         seeds: calibration seeds.
         quick: take the quick settings of each model.
+
+    Raises:
+        ValueError: a setting or seed that there cannot be, or settings in which none of the methods
+            is one of its own.
     """
+    for setting in settings or ():
+        parse_setting(setting)
+    if settings and not any(applies(METHODS[m], s) for m in methods for s in settings):
+        raise ValueError(
+            f"with {', '.join(settings)} every Linear has the same sparsity, so "
+            f"{', '.join(methods)} would be their scores alone"
+        )
+    if min(seeds) < 0:
+        raise ValueError(f"seeds must be >= 0, got {min(seeds)}")
     cells: list[Plan] = []
     for model in models:
         cells.append((model, DENSE, "0", 0))
@@ -63,10 +77,7 @@ def run(cells: Sequence[Plan], folder: Path, say: Callable[[str], None]) -> None
     """
     for model in dict.fromkeys(model for model, *_ in cells):
         model.check()
-        probe = path_of(folder, (model.name, "probe", "0", 0)).with_suffix(".tmp")
-        probe.parent.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        probe(folder / model.name)
     missing = []
     for model, method, setting, seed in cells:
         path = path_of(folder, (model.name, method, setting, seed))
