@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.quality import ecoflap
+from benchmarks.quality import atp, ecoflap
 from benchmarks.quality.models import QualityModel
 
 
@@ -108,7 +108,15 @@ METHODS: dict[str, Method] = {
         Method("sparsegpt", "SparseGPT", "SparseGPTModifier", {}),
         _tamp("owl", "Wanda + OWL", False, selection="all", allocation="owl"),
         _tamp("dlp", "Wanda + DLP", False, selection="all", allocation="dlp"),
-        _tamp("atp", "Wanda + ATP", False, selection="all", allocation="atp"),
+        Method(
+            "atp",
+            "Wanda + ATP",
+            "TAMPModifier",
+            {"selection": "all"},
+            False,
+            atp.allocate,
+            {"allocation": "atp", "step": atp.STEP, "patience": atp.PATIENCE},
+        ),
         Method(
             "ecoflap",
             "ECoFLaP",

@@ -143,16 +143,20 @@ def prune(job: Job, method: str, more: Mapping[str, Any] | None = None) -> None:
         method: a name of `METHODS`.
         more: further fields of its modifier.
     """
+    apply(METHODS[method].make(job, more or {}), job, job.dense)
+
+
+def apply(modifier: Any, job: Job, model: Any) -> None:
+    """Runs one modifier on a model in place, with the calibration samples of a job."""
     from llmcompressor import oneshot
 
     from tamp_modifier.tracing import complete_tracing
 
     complete_tracing()  # TAMPModifier would do it; the rivals need it for samples that differ
     torch.manual_seed(0)
-    modifier = METHODS[method].make(job, more or {})
     batches: Any = job.batches
     oneshot(
-        model=job.dense,
+        model=model,
         processor=job.model.processor(),
         dataset=DataLoader(batches, batch_size=None),
         recipe=[modifier],

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.quality import ecoflap, explain
+from benchmarks.quality import atp, ecoflap, explain
 from benchmarks.quality.__main__ import main
 from benchmarks.quality.cells import (
     Cell,
@@ -277,6 +277,45 @@ def test_ecoflap_finds_the_block_that_matters_and_leaves_the_weights_alone() -> 
     by_layer = [shares[f"model.layers.{number}.mlp.up_proj"] for number in range(3)]
     assert by_layer[1] == max(by_layer) > min(by_layer)
     assert ecoflap.allocate(model, dense, batches, 0.5) == shares
+
+
+@pytest.mark.parametrize(
+    ("losses", "steepest", "wanted"),
+    [
+        ([3, 2, 1, 2, 2, 0], 1.0, 2),  # goes no further than two worse slopes
+        ([3, 2, 4, 1, 2, 3], 1.0, 3),  # but over one
+        ([1, 2, 3, 0], 1.0, 0),
+        ([3, 2, 1, 0], 0.0041, 2),  # and never above the steepest
+        ([3, 2, 1, 0], 0.0, 0),
+    ],
+)
+def test_the_slope_of_atp_is_searched_from_flat_to_steep(
+    losses: list[int], steepest: float, wanted: int
+) -> None:
+    found = atp.search(lambda slope: losses[round(slope / atp.STEP)], steepest)
+    assert found == pytest.approx(wanted * atp.STEP)
+
+
+@pytest.mark.slow
+def test_atp_keeps_the_slope_that_loses_least(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(atp, "STEP", 0.05)
+    model = BoxModel(Path())
+    batches = model.batches(100, 4)
+    dense = model.load()
+    before = {name: value.clone() for name, value in dense.state_dict().items()}
+    job = Job(model, 0.7, "0:0", batches, dense)
+    shares = atp.allocate(job)
+    assert all(torch.equal(value, before[name]) for name, value in dense.state_dict().items())
+    by_depth = [
+        {share for name, share in shares.items() if f".layers.{number}." in name}
+        for number in range(6)
+    ]
+    assert all(len(values) == 1 for values in by_depth)
+    line = [values.pop() for values in by_depth]
+    steps = {round(after - before, 6) for before, after in zip(line, line[1:], strict=False)}
+    assert len(steps) == 1 and steps <= {0.0, 0.05, 0.1}
+    method = METHODS["atp"]
+    assert method.recipe(job)["step"] == 0.002 and "beta" not in method.recipe(job)
 
 
 @pytest.mark.slow
