@@ -129,7 +129,7 @@ class SparseGPT(Score):
         hessian = statistics.result().to(weight.device)
         if not bool(torch.isfinite(weight).all()):
             raise ValueError("weights are not finite")
-        return sparsegpt_weight(
+        pruned = sparsegpt_weight(
             weight,
             hessian,
             statistics.effective_tokens,
@@ -138,6 +138,9 @@ class SparseGPT(Score):
             self.damping,
             int(self.refit),
         )
+        if not bool(torch.isfinite(pruned).all()):
+            raise ValueError("the solver gave weights that are not finite; try a larger damping")
+        return pruned
 
 
 SCORES: dict[str, Score] = {score.name: score for score in (Wanda(), SparseGPT(), Magnitude())}

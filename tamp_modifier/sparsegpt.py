@@ -43,7 +43,7 @@ from llmcompressor.modifiers.pruning.sparsegpt.sgpt_sparsify import sparsify_wei
 from torch import Tensor, nn
 
 from tamp_modifier.masks import parse_mask_structure, pruned_columns
-from tamp_modifier.refit import refit
+from tamp_modifier.refit import product_dtype, refit
 
 BLOCK_SIZE = 128  # columns, as in the paper and upstream
 TIE_BREAK = 2e-5
@@ -108,8 +108,7 @@ def sparsegpt_weight(
     if not prune_m:
         pruned = _with_zeros(pruned, weight, scale, wanted)
     if curvature is not None:
-        half = weight.dtype in (torch.bfloat16, torch.float16)
-        dtype = torch.bfloat16 if half else torch.float32
+        dtype = product_dtype(weight, curvature, damping)
         fitted = refit(pruned.float(), weight.float(), curvature, refit_steps, dtype)
         pruned = fitted.to(weight.dtype)
     return pruned

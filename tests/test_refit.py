@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tamp_modifier import refit as refitting
 from tamp_modifier import scores
 from tamp_modifier.masks import has_structure
-from tamp_modifier.refit import refit
+from tamp_modifier.refit import product_dtype, refit
 from tamp_modifier.sparsegpt import damp, sparsegpt_weight
 
 
@@ -59,6 +60,44 @@ def test_bfloat16_products_end_within_two_percent_of_exact_ones(damping: float) 
         )
         assert float(rounded.sum()) < 1.02 * float(exact.sum())
         assert bool((rounded < error(pruned, weight, hessian)).all())
+
+
+def correlated(common: float, width: int = 1024) -> torch.Tensor:
+    """A damped Hessian of inputs that share a component."""
+    inputs = torch.randn(1500, width) + common * torch.randn(1, width)
+    return damp(inputs.T @ inputs / 1500, 1500, 0.05)
+
+
+@pytest.mark.parametrize(("common", "safe"), [(0.3, True), (4.0, False)])
+def test_products_are_in_bfloat16_only_where_the_hessian_survives_rounding(
+    common: float, safe: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refitting, "_has_bfloat16", lambda device: True)
+    hessian, weight = correlated(common), torch.randn(4, 1024)
+    dtype = product_dtype(weight.bfloat16(), hessian, 0.05)
+    assert dtype == (torch.bfloat16 if safe else torch.float32)
+    assert product_dtype(weight, hessian, 0.05) == torch.float32
+    if safe:  # as promised: no eigenvalue moves by more than half of the damping
+        scale = hessian.diagonal().rsqrt()
+        moved = (hessian.bfloat16() - hessian) * scale[:, None] * scale
+        assert float(torch.linalg.matrix_norm(moved, 2)) <= 0.05 / 2.0
+
+
+def test_products_are_in_float32_where_bfloat16_is_emulated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weight = torch.randn(4, 8).bfloat16()
+    for supported, dtype in ((False, torch.float32), (True, torch.bfloat16)):
+        monkeypatch.setattr(
+            torch.cpu, "_is_avx512_bf16_supported", lambda value=supported: value, raising=False
+        )
+        assert product_dtype(weight, torch.eye(8), 0.05) == dtype
+
+
+def test_a_hessian_that_rounding_makes_indefinite_does_not_make_weights_infinite() -> None:
+    weight = torch.randn(16, 1024)
+    pruned = weight * (torch.rand(16, 1024) > 0.5)
+    assert bool(torch.isfinite(refit(pruned, weight, correlated(6.0), 60, torch.bfloat16)).all())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
