@@ -127,36 +127,44 @@ class ATP(LayerwiseAllocation):
 
     Attributes:
         beta: common difference. The paper searches it for every model, in steps of 0.002, by
-            perplexity; None takes a share of the largest one allowed.
-        share: that share, in [0, 1].
+            perplexity.
+        share: the slope as a share of the largest one allowed, in [0, 1]; 0.5 where neither of the
+            other two is given.
         rise: the last layer is sparser than the first by rise (s - 1/2), or by the most that is
-            allowed; no line below 1/2. In place of `share`, and not with `beta`. Not in the paper,
-            whose steepest line is widest at 1/2, where models least need one.
+            allowed; no line below 1/2. Not in the paper, whose steepest line is widest at 1/2.
     """
 
     name = "atp"
     measure = "depth"
     beta: float | None = None
-    share: float = 0.5
+    share: float | None = None
     rise: float | None = None
 
     def __post_init__(self) -> None:
+        if sum(value is not None for value in (self.beta, self.share, self.rise)) > 1:
+            raise ValueError("beta, share and rise all say how steep the line is; give one of them")
         if self.beta is not None:
             _check_positive("beta", self.beta)
-            if self.rise is not None:
-                raise ValueError("beta and rise both say how steep the line is; give one of them")
-        if self.rise is not None:
-            _check_positive("rise", self.rise)
-        if not 0.0 <= self.share <= 1.0:
+        if self.share is not None and not 0.0 <= self.share <= 1.0:
             raise ValueError(f"share must be in [0, 1], got {self.share}")
+        if self.rise is not None and not (math.isfinite(self.rise) and self.rise >= 0):
+            raise ValueError(f"rise must be finite and >= 0, got {self.rise}")
+
+    @staticmethod
+    def steepest(sparsity: float, layers: int) -> float:
+        """The largest slope at which no sparsity leaves [0, 1]."""
+        return 2.0 * min(sparsity, 1.0 - sparsity) / max(layers - 1, 1)
 
     def offsets(self, importance: Mapping[str, float], sparsity: float) -> dict[str, float]:
         depths = {depth: number for number, depth in enumerate(sorted(set(importance.values())))}
-        steps = max(len(depths) - 1, 1)
-        largest = min(2.0 * sparsity, 2.0 * (1.0 - sparsity)) / steps
-        beta = self.share * largest if self.beta is None else self.beta
-        if self.rise is not None:
-            beta = min(max(self.rise * (sparsity - 0.5), 0.0) / steps, largest)
+        largest = self.steepest(sparsity, len(depths))
+        if self.beta is not None:
+            beta = self.beta
+        elif self.rise is not None:
+            wanted = max(self.rise * (sparsity - 0.5), 0.0)
+            beta = min(wanted / max(len(depths) - 1, 1), largest)
+        else:
+            beta = largest * (0.5 if self.share is None else self.share)
         if beta > largest * (1.0 + 1e-9):
             raise ValueError(
                 f"beta must be at most {largest:.6g} for sparsity {sparsity} and {len(depths)} "

@@ -160,7 +160,8 @@ def test_default_caps() -> None:
         ("dlp", {"alpha": math.nan}, r"alpha must be in \[0, 1\), got nan"),
         ("atp", {"beta": -0.1}, "beta must be finite and > 0, got -0.1"),
         ("atp", {"beta": 0.1, "rise": 0.1}, "give one of them"),
-        ("atp", {"rise": -1}, "rise must be finite and > 0, got -1"),
+        ("atp", {"share": 0.5, "rise": 0.1}, "give one of them"),
+        ("atp", {"rise": -1}, "rise must be finite and >= 0, got -1"),
         ("atp", {"share": 1.1}, r"share must be in \[0, 1\], got 1.1"),
         ("das", {"score_power": -1}, "score_power must be finite and >= 0, got -1"),
         ("das", {"score_power": "2"}, "option score_power of allocation 'das' must be a number"),
@@ -188,7 +189,7 @@ def test_atp_takes_the_share_of_the_steepest_line_that_it_is_given(
     assert atp_rise(sparsity, layers, share=share) == pytest.approx(share * widest, abs=1e-6)
 
 
-@given(st.floats(0.05, 0.95), st.floats(0.01, 4.0), st.integers(2, 12))
+@given(st.floats(0.05, 0.95), st.floats(0.0, 4.0), st.integers(2, 12))
 def test_atp_rises_with_what_the_sparsity_is_above_one_half(
     sparsity: float, rise: float, layers: int
 ) -> None:

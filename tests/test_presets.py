@@ -60,6 +60,12 @@ def test_changing_a_modifier_leaves_the_preset_alone() -> None:
     assert TAMPModifier(preset="best").score_options["refit"] != 99
 
 
+@pytest.mark.parametrize("option", ["beta", "share", "rise"])
+def test_a_line_that_is_given_replaces_the_preset_s(option: str) -> None:
+    modifier = TAMPModifier(preset="best", allocation_options={option: 0.001})
+    assert modifier.allocation_options == {option: 0.001}
+
+
 @pytest.mark.parametrize("preset", ["", "fastest", 3])
 def test_an_unknown_preset_is_refused(preset: object) -> None:
     with pytest.raises(ValueError, match="preset must be one of best, got"):

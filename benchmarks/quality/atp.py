@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from benchmarks.quality.ecoflap import text_loss
+from benchmarks.quality.ecoflap import layer_of, text_loss
 from tamp_modifier.layerwise import ATP
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ def allocate(job: Job) -> dict[str, float]:
     from tamp_modifier import TAMPModifier
 
     numel = {name: linear.weight.numel() for name, linear in job.model.linears(job.dense).items()}
-    depth = {name: float(name.partition(".layers.")[2].split(".")[0]) for name in numel}
-    steepest = 2.0 * min(job.sparsity, 1.0 - job.sparsity) / max(len(set(depth.values())) - 1, 1)
+    depth = {name: float(layer_of(name)[1]) for name in numel}
+    steepest = ATP.steepest(job.sparsity, len(set(depth.values())))
 
     def shares(beta: float) -> dict[str, float]:
         rule = ATP(beta=beta) if beta else ATP(share=0.0)

@@ -30,8 +30,7 @@ def allocate(
     """Sparsity of every Linear; those of one decoder layer have the same."""
     blocks: dict[str, dict[str, nn.Linear]] = {}
     for name, linear in model.linears(dense).items():
-        layer, _, rest = name.partition(".layers.")
-        blocks.setdefault(f"{layer}.layers.{rest.split('.')[0]}", {})[name] = linear
+        blocks.setdefault(".layers.".join(layer_of(name)), {})[name] = linear
     kind = dense.dtype
     dense.float()  # half precision would round most of the step away; the way back is exact
     importance = block_importance(dense, blocks, batches[:SAMPLES])
@@ -42,6 +41,12 @@ def allocate(
     }
     shares = allocate_sparsity(importance, numel, sparsity, min(1.0, sparsity + 0.1))
     return {name: shares[block] for block, members in blocks.items() for name in members}
+
+
+def layer_of(name: str) -> tuple[str, str]:
+    """What a Linear's decoder layer is in, and the number of the layer."""
+    model, _, rest = name.partition(".layers.")
+    return model, rest.partition(".")[0]
 
 
 @torch.no_grad()
