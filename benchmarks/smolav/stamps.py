@@ -92,25 +92,29 @@ def fetch(folder: Path) -> Path:
     Raises:
         SetUpError: The package cannot be fetched, or lacks a file.
     """
-    target = folder / "stamps"
-    if target.is_dir():
-        return target
-    work, partial = folder / "debian", folder / "stamps.partial"
-    print(f"fetching the Debian package {PACKAGE}", flush=True)
-    source = unpack_packages([PACKAGE], work) / STAMPS_FOLDER
     wanted = {
         f"{word} {number}.png": f"{stem}.png"
         for word, stems in STAMPS.items()
         for number, stem in enumerate(stems)
     } | {f"{word}.ogg": f"{stem}_desc.ogg" for word, stem in SPOKEN_STAMPS.items()}
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    for name, path in wanted.items():
-        if not (source / path).is_file():
-            raise SetUpError(f"{PACKAGE} has no {path}")
-        shutil.copyfile(source / path, partial / name)
-    partial.rename(target)
-    shutil.rmtree(work)
+    target, partial = folder / "stamps", folder / "stamps.partial"
+    if all((target / name).is_file() for name in wanted):
+        return target
+    print(f"fetching the Debian package {PACKAGE}", flush=True)
+    work = folder / "debian"
+    try:
+        source = unpack_packages([PACKAGE], work) / STAMPS_FOLDER
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        for name, path in wanted.items():
+            if not (source / path).is_file():
+                raise SetUpError(f"{PACKAGE} has no {path}")
+            shutil.copyfile(source / path, partial / name)
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
     return target
 
 

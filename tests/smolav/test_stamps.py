@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import wave
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import pytest
 from PIL import Image, ImageDraw
 
 from benchmarks import debian
-from benchmarks.smolav import data, stamps
+from benchmarks.smolav import stamps
 from benchmarks.smolav.data import SmolAVProcessor
+from benchmarks.smolav.media import stream
 from benchmarks.smolav.sounds import RATE
 from benchmarks.smolav.words import EMOJI
 
@@ -64,19 +66,23 @@ def test_words_are_words_of_the_closed_world() -> None:
 def test_stamps_are_fetched_once(fetched: Path) -> None:
     assert len(list(fetched.glob("*.png"))) == sum(map(len, stamps.STAMPS.values()))
     assert len(list(fetched.glob("*.ogg"))) == len(stamps.SPOKEN_STAMPS)
+    mark = fetched / "mark"
+    mark.touch()
+    assert stamps.fetch(fetched.parent) == fetched and mark.exists()
     (fetched / "key 0.png").unlink()
     assert stamps.fetch(fetched.parent) == fetched
-    assert not (fetched / "key 0.png").exists()
+    assert (fetched / "key 0.png").exists() and not mark.exists()
     assert sorted(path.name for path in fetched.parent.iterdir()) == ["stamps"]
 
 
 def test_a_package_that_lacks_a_file_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stamps, "unpack_packages", lambda names, work: _made(work, tmp_path))
+    empty = tmp_path_factory.mktemp("empty")
+    monkeypatch.setattr(stamps, "unpack_packages", lambda names, work: _made(work, empty))
     with pytest.raises(debian.SetUpError, match="has no animals/mammals/dogs/dog.png"):
         stamps.fetch(tmp_path)
-    assert not (tmp_path / "stamps").exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_stamp_is_cut_out_and_made_square(fetched: Path) -> None:
@@ -145,9 +151,16 @@ def test_where_there_is_no_debian_the_error_says_so(
         debian.unpack_packages(["fortunes"], tmp_path / "work")
 
 
-def test_measuring_draws_from_the_evaluation_split_only(folder: Path) -> None:
-    """Stamps have a stream of their own, so none of their pictures is a calibration picture."""
+def test_measuring_draws_from_the_evaluation_split_only(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    splits = set()
+
+    def record(split: str, *names: object) -> random.Random:
+        splits.add(split)
+        return stream(split, *names)
+
+    monkeypatch.setattr(stamps, "stream", record)
     processor = SmolAVProcessor(folder)
-    pictures = {item.medium for item in stamps.picture_items(processor, stamped=False)}
-    drawn = {medium for _, medium, _ in data.choose_questions(0, 2)}
-    assert not pictures & drawn
+    assert stamps.picture_items(processor, stamped=True) and stamps.sound_items(processor)
+    assert splits == {"evaluation"}
