@@ -81,8 +81,8 @@ class RowScalars:
             ValueError: no token was seen.
             NonFiniteError: the mean is not finite.
         """
-        if self._sums is None or self._weight is None or self.tokens == 0:
-            raise ValueError("no calibration token was selected")
+        if self._sums is None or self._weight is None or not float(self._weight) > 0:
+            raise ValueError("no calibration token was selected, or all weigh nothing")
         scalars = (self._sums / self._weight).float()
         if not bool(torch.isfinite(scalars).all()):
             raise NonFiniteError("activation statistics are not finite")
@@ -124,10 +124,8 @@ class Hessian:
     @property
     def effective_tokens(self) -> int:
         """As many equal tokens would say as much: (sum of weights)^2 / sum of squared weights."""
-        if self._weights is None or self.tokens == 0:
-            return 0
-        total, squares = self._weights.tolist()
-        return round(total**2 / squares)
+        total, squares = (0.0, 0.0) if self._weights is None else self._weights.tolist()
+        return round(total**2 / squares) if squares > 0 else 0
 
     def is_finite(self) -> bool:
         """Whether the sums so far are finite; their diagonal tells, as nothing is larger."""
@@ -148,8 +146,8 @@ class Hessian:
             ValueError: no token was seen.
             NonFiniteError: the mean is not finite.
         """
-        if self._sums is None or self._weights is None or self.tokens == 0:
-            raise ValueError("no calibration token was selected")
+        if self._sums is None or self._weights is None or not float(self._weights[0]) > 0:
+            raise ValueError("no calibration token was selected, or all weigh nothing")
         if not self.is_finite():
             raise NonFiniteError("activation statistics are not finite")
         sums, self._sums = self._sums, None

@@ -78,6 +78,16 @@ def test_few_heavy_tokens_say_less_than_as_many_equal_ones() -> None:
     assert heavy.effective_tokens == 2
 
 
+@pytest.mark.parametrize("kind", [RowScalars, Hessian])
+def test_tokens_that_all_weigh_nothing_are_no_tokens(kind: type) -> None:
+    statistics = kind(3)
+    statistics.update(torch.randn(4, 3), torch.zeros(4))
+    with pytest.raises(ValueError, match="all weigh nothing"):
+        statistics.result()
+    if kind is Hessian:
+        assert statistics.effective_tokens == 0
+
+
 def test_only_ratios_of_weights_matter() -> None:
     inputs, weights = torch.randn(6, 3), torch.rand(6) + 0.1
     for kind in (RowScalars, Hessian):

@@ -11,6 +11,7 @@ from llmcompressor.modifiers.pruning import WandaPruningModifier
 from loguru import logger
 
 from tamp_modifier import TAMPModifier
+from tamp_modifier.selection import BalancedTokens
 from tamp_modifier.tracing import complete_tracing
 from tests.architectures.inputs import IMAGE_ID, tokens
 from tests.architectures.models import TEXT, build
@@ -84,6 +85,25 @@ def test_only_tokens_routed_to_an_expert_are_selected_for_it(tmp_path: Path) -> 
         assert sum(by_expert) == 2 * total  # two experts a token
         assert max(by_expert) < total
         assert seen[next(name for name in seen if name.endswith("q_proj"))] == total
+
+
+def test_experts_weigh_tokens_by_the_size_of_the_whole_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batches, expected = build("qwen3_vl_moe")
+    seen: list[tuple[int, int]] = []
+    weights = BalancedTokens.weights
+
+    def record(rule: BalancedTokens, types: torch.Tensor, size: int) -> torch.Tensor | None:
+        seen.append((len(types), size))
+        return weights(rule, types, size)
+
+    monkeypatch.setattr(BalancedTokens, "weights", record)
+    prune(model, batches, expected, tmp_path, selection="balanced")
+    lengths = {int((row >= 0).sum()) for types in expected.token_types for row in types}
+    assert {size for _, size in seen} == lengths
+    assert any(count < size for count, size in seen)
+    assert all(count <= size for count, size in seen)
 
 
 @pytest.mark.parametrize("all_experts", [True, False])
