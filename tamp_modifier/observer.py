@@ -39,7 +39,8 @@ class Activations:
         inputs: [tokens, in_features], in the model's dtype.
         outputs: [tokens, out_features].
         types: int64 [tokens], modalities.
-        sample_size: number of the sample's real tokens; an expert sees some of them only.
+        sample_size: number of the sample's real tokens; an expert sees some of them only. Where
+            samples cannot be told apart, as in some encoders, a batch is one sample.
         attention: float32 [tokens] from the last real token, or None where the layer has no
             weights.
         tokens: int64 [tokens], each row's index among the sample's real tokens; None if it is the
