@@ -13,7 +13,7 @@ their steps in one matrix product.
 The idea that the weights left by a mask should be solved for, with matrix products that all rows
 share, is from Boza, Fast and Effective Weight Update for Pruned Large Language Models
 (arXiv 2401.02938), which does it by ADMM; conjugate gradients need no factorisation, no penalty to
-tune, and never end worse than they began.
+tune, and never end worse than they began, but for rounding.
 
 Weights in half precision cannot hold what is found beyond three digits, so for them the products
 are in bfloat16 with fp32 sums where the processor has units for it: half of the time on a CPU, less

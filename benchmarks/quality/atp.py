@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import torch
+
 from benchmarks.quality.ecoflap import layer_of, text_loss
 from tamp_modifier.layerwise import ATP
 
@@ -22,8 +24,6 @@ PATIENCE = 2
 
 def allocate(job: Job) -> dict[str, float]:
     """Sparsity of every Linear by the slope that loses least; the job's model is not changed."""
-    import torch
-
     from benchmarks.quality.runner import apply
     from tamp_modifier import TAMPModifier
 
@@ -35,7 +35,8 @@ def allocate(job: Job) -> dict[str, float]:
         rule = ATP(beta=beta) if beta else ATP(share=0.0)
         return rule(depth, numel, job.sparsity, 1.0)
 
-    def loss(beta: float) -> float:
+    @torch.no_grad()
+    def text_loss_with(beta: float) -> float:
         model = job.model.load()
         modifier = TAMPModifier(
             selection="all",
@@ -44,10 +45,9 @@ def allocate(job: Job) -> dict[str, float]:
             **job.model.fields(),
         )
         apply(modifier, job, model)
-        with torch.no_grad():
-            return sum(text_loss(model, batch) for batch in job.batches)
+        return sum(text_loss(model, batch) for batch in job.batches)
 
-    return shares(search(loss, steepest))
+    return shares(search(text_loss_with, steepest))
 
 
 def search(loss: Callable[[float], float], steepest: float) -> float:
