@@ -36,12 +36,15 @@ class TaskItems:
         nll: negative log-likelihood of every item, in thousandths of a nat per token.
         group: items of one number share a picture or sound, whatever their task; empty where every
             item has its own.
+        chance: share of right answers by guessing, mean over the items; 0 where guessing is
+            hopeless.
     """
 
     right: list[int]
     of: list[int]
     nll: list[int]
     group: list[int] = field(default_factory=list)
+    chance: float = 0.0
 
     @classmethod
     def from_values(
@@ -50,6 +53,7 @@ class TaskItems:
         of: Iterable[int],
         nll: Iterable[float],
         group: Iterable[int] = (),
+        chance: float = 0.0,
     ) -> TaskItems:
         """Rounds to what is stored."""
         return cls(
@@ -57,6 +61,7 @@ class TaskItems:
             [int(n) for n in of],
             [round(1e3 * x) for x in nll],
             list(group),
+            round(chance, 4),
         )
 
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from benchmarks.quality.cells import DENSE, Cell
 from benchmarks.quality.methods import METHODS
 from benchmarks.quality.models import MODELS
@@ -116,6 +118,10 @@ def task_figure(cells: Sequence[Cell]) -> Figure | None:
             label=title_of(method),
             color="grey" if method == DENSE else COLOURS[index % len(COLOURS)],
         )
+    chance = [100 * cells[0].tasks[task].chance for task in tasks]
+    if any(chance):
+        x = np.arange(len(tasks))
+        axes.hlines(chance, x - 0.42, x + 0.42, "black", linewidth=1.2, label="by guessing")
     axes.set_xticks(range(len(tasks)), tasks, rotation=40, ha="right")
     axes.set_ylabel("right, %")
     axes.set_title(f"{setting_label(setting)} pruned", fontsize=10)

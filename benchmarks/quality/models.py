@@ -243,7 +243,7 @@ class SmolAV(QualityModel):
     settings = ("20", "30", "40", "50", "2:4")
     quick = ("30", "40")
     samples = 32
-    per_task = 20
+    per_task = 40
 
     def __init__(self, data: Path) -> None:
         super().__init__(data)
@@ -251,7 +251,12 @@ class SmolAV(QualityModel):
 
     @property
     def items(self) -> str:
-        return f"{self.per_task} questions a task, evaluation seed {EVALUATION_SEED}"
+        from benchmarks.smolav.data import choose_questions
+
+        # Drawings are made anew from their descriptions, which a change of the drawer leaves alone.
+        drawn = repr(choose_questions(EVALUATION_SEED, self.per_task))
+        digest = hashlib.sha256(drawn.encode()).hexdigest()[:12]
+        return f"{self.per_task} questions a task, evaluation seed {EVALUATION_SEED}, {digest}"
 
     @property
     def _folder(self) -> Path:
@@ -304,6 +309,7 @@ class SmolAV(QualityModel):
                 [1] * len(scores),
                 [score.nll for score in scores],
                 [score.group for score in scores],
+                sum(score.chance for score in scores) / len(scores),
             )
             for task, scores in by_task.items()
         }

@@ -1,15 +1,18 @@
 """Retention, its confidence interval, and paired tests, from the items of the cells.
 
-Retention is accuracy relative to the dense model, mean over tasks. Intervals are over evaluation
-items: items are drawn again with replacement within every task, the same ones for all methods, for
-the dense model and for all calibration seeds; values of one item are means over the seeds. Items
-that share a picture or sound are drawn together, whatever their tasks.
+Retention is accuracy relative to the dense model, mean over the tasks that the dense model can do:
+what it guesses, a pruned one guesses as well, and their quotient is noise. Intervals are over
+evaluation items: items are drawn again with replacement within every task, the same ones for all
+methods, for the dense model and for all calibration seeds; values of one item are means over the
+seeds. Items that share a picture or sound are drawn together, whatever their tasks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from math import comb
 
 import numpy as np
 
@@ -17,6 +20,8 @@ from benchmarks.quality.cells import Cell, ResultError
 
 DRAWS = 2000
 LEVEL = 0.95
+GUESSED = 0.025
+"""A task counts as one the dense model can do where guessing does as well less often than this."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ class Items:
         nll: task -> [items], nats per token.
         group: task -> [items], number of what an item shares with others; unique where it does not.
         shared: whether any item shares something.
+        chance: task -> share of right answers by guessing.
         seeds: the calibration seeds.
     """
 
@@ -59,7 +65,17 @@ class Items:
     nll: Mapping[str, np.ndarray]
     group: Mapping[str, np.ndarray]
     shared: bool
+    chance: Mapping[str, float]
     seeds: tuple[int, ...]
+
+    @cached_property
+    def able(self) -> tuple[str, ...]:
+        """Tasks with so many right answers that guessing gives them once in `GUESSED` or less."""
+        return tuple(
+            task
+            for task, right in self.right.items()
+            if at_least(len(right), round(float(right.sum())), self.chance[task]) <= GUESSED
+        )
 
 
 def items_of(cells: Sequence[Cell]) -> Items:
@@ -84,7 +100,14 @@ def items_of(cells: Sequence[Cell]) -> Items:
         group[task] = np.array(items.group or range(own, own + len(of)))
         own += len(of)
     shared = any(items.group for items in first.tasks.values())
-    return Items(right, nll, group, shared, tuple(cell.seed for cell in cells))
+    chance = {task: items.chance for task, items in first.tasks.items()}
+    return Items(right, nll, group, shared, chance, tuple(cell.seed for cell in cells))
+
+
+def at_least(count: int, right: int, chance: float) -> float:
+    """Probability that guessing gets `right` or more of `count` questions right."""
+    more = range(max(right, 0), count + 1)
+    return sum(comb(count, k) * chance**k * (1 - chance) ** (count - k) for k in more)
 
 
 def _asked(cell: Cell) -> dict[str, tuple[list[int], list[int]]]:
@@ -92,12 +115,8 @@ def _asked(cell: Cell) -> dict[str, tuple[list[int], list[int]]]:
 
 
 def retention(found: Items, dense: Items) -> float:
-    """Mean over tasks of accuracy relative to dense; tasks that dense cannot do are left out."""
-    shares = [
-        found.right[task].mean() / dense.right[task].mean()
-        for task in found.right
-        if dense.right[task].mean() > 0
-    ]
+    """Mean of accuracy relative to dense over the tasks that dense can do."""
+    shares = [found.right[task].mean() / dense.right[task].mean() for task in dense.able]
     return float(np.mean(shares))
 
 
@@ -128,11 +147,11 @@ def _means(values: np.ndarray, often: np.ndarray) -> np.ndarray:
 
 def _retentions(found: Items, dense: Items, drawn: Mapping[str, np.ndarray]) -> np.ndarray:
     shares = []
-    for task, often in drawn.items():
-        if dense.right[task].mean() > 0:
-            base = _means(dense.right[task], often)
-            # A draw in which the dense model is never right says nothing about this task.
-            shares.append(_means(found.right[task], often) / np.where(base > 0, base, np.nan))
+    for task in dense.able:
+        base = _means(dense.right[task], drawn[task])
+        # A draw in which the dense model is never right says nothing about this task.
+        share = _means(found.right[task], drawn[task]) / np.where(base > 0, base, np.nan)
+        shares.append(share)
     return np.nanmean(shares, axis=0)
 
 

@@ -28,7 +28,7 @@ from benchmarks.smolav.layout import IGNORED, Layout, Pack
 from benchmarks.smolav.media import Medium, Studio, stream
 from benchmarks.smolav.model import SmolAVConfig, SmolAVForConditionalGeneration, SmolAVModel
 from benchmarks.smolav.pictures import sample_picture, sample_video
-from benchmarks.smolav.questions import ANSWERS, TASKS, Question, questions
+from benchmarks.smolav.questions import ANSWERS, TASKS, Question, options, questions
 from benchmarks.smolav.sounds import sample_sound
 from benchmarks.smolav.words import SPOKEN
 
@@ -112,6 +112,7 @@ class Score:
     Attributes:
         task: The item's task.
         group: Number of the item's medium.
+        chance: Of guessing the answer among those that the question leaves.
         correct: Greedy decoding gives the answer and ends it.
         word: Greedy decoding gives the answer, whether or not it ends there.
         choice: Among all answers of the task, the right one begins most likely ("reading": as
@@ -121,6 +122,7 @@ class Score:
 
     task: str
     group: int
+    chance: float
     correct: bool
     word: bool
     choice: bool
@@ -345,7 +347,8 @@ def _score(
         choices = _first_tokens(processor, item.task)
         best = int(logits[0, choices].argmax()) if len(choices) else -1
         choice = int(choices[best]) == int(tokens[0]) if len(choices) else word
-        scores.append(Score(item.task, item.group, word and right[-1], word, choice, nll))
+        chance = 1 / len(options(item.question))
+        scores.append(Score(item.task, item.group, chance, word and right[-1], word, choice, nll))
     return scores
 
 

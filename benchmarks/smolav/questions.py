@@ -80,6 +80,18 @@ class Question:
     answer: str
 
 
+def options(question: Question) -> tuple[str, ...]:
+    """The answers that a question leaves to one who knows nothing but the question."""
+    if question.task == "reading":
+        return tuple(str(number) for number in range(10, 100))
+    if question.task == "list":
+        return tuple(question.text.partition(": ")[2].removesuffix("?").split(", "))
+    for some in (COLUMNS, ROWS, CHANGES, COLOUR_WORDS):
+        if question.task in ("where", "change") and question.answer in some:
+            return some
+    return ANSWERS[question.task]
+
+
 def questions(rng: random.Random, medium: Medium) -> list[Question]:
     """Everything that may be asked about a medium, once or a few times each, in random order."""
     asked: list[Question] = []

@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.quality.cells import Cell, ResultError, TaskItems
 from benchmarks.quality.statistics import (
+    at_least,
     compare,
     draws,
     items_of,
@@ -70,6 +71,36 @@ def test_items_with_several_answers_count_by_their_share() -> None:
     dense = cell("dense", 0, {"t": TaskItems([4, 8], [8, 8], [0, 0])})
     mine = cell("a", 0, {"t": TaskItems([2, 4], [8, 8], [0, 0])})
     assert retention(items_of([mine]), items_of([dense])) == pytest.approx(0.5)
+
+
+def test_tasks_that_the_dense_model_only_guesses_are_left_out_of_retention() -> None:
+    def tasks(guessed: int, known: int) -> dict[str, TaskItems]:
+        rights = {"guessed": guessed, "known": known}
+        return {
+            name: TaskItems.from_values(
+                [1] * right + [0] * (20 - right), [1] * 20, [0.5] * 20, chance=0.5
+            )
+            for name, right in rights.items()
+        }
+
+    dense = items_of([cell("dense", 0, tasks(11, 20))])
+    mine = items_of([cell("a", 0, tasks(20, 15))])
+    assert dense.able == ("known",)
+    assert retention(mine, dense) == pytest.approx(0.75)
+    kept, nll = summarise(mine, dense)
+    assert kept.value == pytest.approx(0.75) and kept.high <= 1
+    assert nll.value == pytest.approx(0.5)  # likelihood means something at chance too
+
+
+@pytest.mark.parametrize("chance", [0.0, 0.2, 0.5, 1.0])
+def test_the_probability_of_guessing_is_that_of_all_outcomes(chance: float) -> None:
+    for right in range(7):
+        slow = sum(
+            np.prod([chance if hit else 1 - chance for hit in hits])
+            for hits in itertools.product((0, 1), repeat=5)
+            if sum(hits) >= right
+        )
+        assert at_least(5, right, chance) == pytest.approx(slow)
 
 
 def test_intervals_are_those_of_a_slow_bootstrap() -> None:

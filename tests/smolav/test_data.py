@@ -14,7 +14,7 @@ from benchmarks.smolav.data import KINDS, choose_questions, sample_medium
 from benchmarks.smolav.layout import IGNORED
 from benchmarks.smolav.media import SPLITS, Medium, Studio, stream
 from benchmarks.smolav.pictures import FRAMES, frame_things, patch_labels, sample_video
-from benchmarks.smolav.questions import ANSWERS, TASKS, questions
+from benchmarks.smolav.questions import ANSWERS, TASKS, options, questions
 from benchmarks.smolav.sounds import RATE, SECONDS, sample_sound, token_labels
 from benchmarks.smolav.words import COLUMNS, NUMBERS, ROWS
 from tests.smolav.tiny import AUDIO, IMAGE, VIDEO
@@ -97,6 +97,17 @@ def test_balance_of_answers_is_exact_to_one() -> None:
         possible = len(ANSWERS[task]) or 90
         assert max(counts.values()) <= -(-12 // possible), task
         assert len(counts) == min(12, possible), task
+
+
+def test_a_question_leaves_the_answers_that_its_words_allow() -> None:
+    for _, _, question in choose_questions(seed=3, per_task=12):
+        left = options(question)
+        assert question.answer in left and len(set(left)) == len(left)
+        assert set(left) <= set(ANSWERS[question.task]) or question.task == "reading"
+        if " or " in question.text and question.task != "change":  # it names them all
+            assert all(word in question.text for word in left)
+        if question.task == "list":
+            assert question.text.endswith(f": {', '.join(left)}?")
 
 
 def test_evaluation_depends_on_the_seed_alone() -> None:
