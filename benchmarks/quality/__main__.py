@@ -16,7 +16,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks.debian import SetUpError
+from benchmarks.packages import SetUpError
 from benchmarks.quality import cells as files
 from benchmarks.quality.methods import METHODS
 from benchmarks.quality.models import MODELS

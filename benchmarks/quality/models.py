@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from benchmarks.debian import SetUpError
+from benchmarks.packages import SetUpError
 from benchmarks.quality import smollm2
 from benchmarks.quality.cells import TaskItems
 

