@@ -104,6 +104,12 @@ class QualityModel(ABC):
         return {names[id(m)]: m for m in layers.modules() if isinstance(m, nn.Linear)}
 
 
+def _questions(per_task: int, asked: object) -> str:
+    """`QualityModel.items` of questions, which with what they are about are told by `repr`."""
+    digest = hashlib.sha256(repr(asked).encode()).hexdigest()[:12]
+    return f"{per_task} questions a task, evaluation seed {EVALUATION_SEED}, {digest}"
+
+
 class BoxModel(QualityModel):
     """The picture model in the box: quick to run, and the effects of modalities show."""
 
@@ -116,7 +122,13 @@ class BoxModel(QualityModel):
 
     @property
     def items(self) -> str:
-        return f"{self.per_task} questions a task, evaluation seed {EVALUATION_SEED}"
+        from tamp_modifier.demo.evaluation import PICTURE_TASKS, TEXT_TASKS, evaluation_samples
+
+        asked = [
+            evaluation_samples(task, self.per_task, EVALUATION_SEED)
+            for task in PICTURE_TASKS + TEXT_TASKS
+        ]
+        return _questions(self.per_task, asked)
 
     def weights(self) -> Path:
         from tamp_modifier.demo.evaluation import MODEL_FOLDER
@@ -169,7 +181,8 @@ class SmolLM2(QualityModel):
 
     @property
     def items(self) -> str:
-        return f"{self.windows} windows of {smollm2.WINDOW} tokens a text"
+        digest = smollm2.digest(self.data / self.name)
+        return f"{self.windows} windows of {smollm2.WINDOW} tokens a text, {digest}"
 
     def prepare(self, say: Callable[[str], None] = print) -> None:
         smollm2.prepare(self.data / self.name, say)
@@ -253,10 +266,7 @@ class SmolAV(QualityModel):
     def items(self) -> str:
         from benchmarks.smolav.data import choose_questions
 
-        # Drawings are made anew from their descriptions, which a change of the drawer leaves alone.
-        drawn = repr(choose_questions(EVALUATION_SEED, self.per_task))
-        digest = hashlib.sha256(drawn.encode()).hexdigest()[:12]
-        return f"{self.per_task} questions a task, evaluation seed {EVALUATION_SEED}, {digest}"
+        return _questions(self.per_task, choose_questions(EVALUATION_SEED, self.per_task))
 
     @property
     def _folder(self) -> Path:

@@ -9,6 +9,7 @@ are downloaded into a folder and unpacked there.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import random
 import shutil
 import sys
@@ -46,6 +47,14 @@ def prepare(folder: Path, say: Callable[[str], None] = print) -> None:
 def is_ready(folder: Path) -> bool:
     """Whether `prepare` has done its work."""
     return (folder / "texts").is_dir() and (folder / "model" / "config.json").is_file()
+
+
+def digest(folder: Path) -> str:
+    """Hash of the texts: Debian's releases may have other ones."""
+    found = hashlib.sha256()
+    for path in sorted((folder / "texts").glob("*.txt")):
+        found.update(path.read_bytes())
+    return found.hexdigest()[:12]
 
 
 def _texts(folder: Path) -> None:

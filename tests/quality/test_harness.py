@@ -23,10 +23,11 @@ from benchmarks.quality.cells import (
     save,
 )
 from benchmarks.quality.methods import METHODS, Job, applies
-from benchmarks.quality.models import MODELS, BoxModel
+from benchmarks.quality.models import MODELS, BoxModel, SmolLM2
 from benchmarks.quality.runner import plan, run
 from benchmarks.quality.table import blocks, markdown
 from tamp_modifier import TAMPModifier
+from tamp_modifier.demo import evaluation
 
 
 class SmallBox(BoxModel):
@@ -148,6 +149,23 @@ def test_results_of_other_weights_do_not_mix(tmp_path: Path) -> None:
     save(tmp_path, example("tamp", identity="xyz"))
     with pytest.raises(ResultError, match="mixes results of box"):
         load_folder(tmp_path)
+
+
+def test_the_identity_tells_questions_and_texts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boxes = [BoxModel(Path()), BoxModel(Path())]
+    assert boxes[0].identity == boxes[1].identity
+    real = evaluation.evaluation_samples
+    monkeypatch.setattr(evaluation, "evaluation_samples", lambda *given: real(*given)[::-1])
+    assert BoxModel(Path()).identity != boxes[0].identity
+    monkeypatch.setattr(SmolLM2, "weights", lambda self: boxes[0].weights())
+    texts = tmp_path / "smollm2" / "texts"
+    texts.mkdir(parents=True)
+    (texts / "science.txt").write_text("a saying")
+    before = SmolLM2(tmp_path).identity
+    (texts / "science.txt").write_text("another saying")
+    assert SmolLM2(tmp_path).identity != before
 
 
 def test_seeds_of_other_recipes_do_not_mix(tmp_path: Path) -> None:
