@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks.packages import SetUpError
 from benchmarks.quality import cells as files
 from benchmarks.quality.methods import METHODS
-from benchmarks.quality.models import MODELS
+from benchmarks.quality.models import CALIBRATION_SEEDS, MODELS
 from benchmarks.quality.table import blocks, markdown
 
 
@@ -61,16 +61,21 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(args: argparse.Namespace) -> None:
+    if (args.explain or args.prepare) and (args.pack or args.figures):
+        raise ValueError("--pack and --figures are of results; --explain and --prepare have none")
     if args.explain is not None:
         _explain(args)
         return
+    source = args.table or args.output
+    if args.pack is not None and args.pack.resolve().is_relative_to(source.resolve()):
+        raise ValueError(f"--pack {args.pack} is where the results are; give another folder")
     if args.table is None:
         _measure(args)
         if args.prepare:
             return
     elif args.models or args.methods or args.settings or args.seeds or args.quick:
         raise ValueError("--table prints all results of its folder; it takes no choice of cells")
-    _show(args.table or args.output, args)
+    _show(source, args)
 
 
 def _explain(args: argparse.Namespace) -> None:
@@ -91,7 +96,7 @@ def _measure(args: argparse.Namespace) -> None:
     methods = _known("method", args.methods, METHODS)
     settings = list(dict.fromkeys(args.settings or []))
     # One seed more or less is no other benchmark, so quick cells count in the full run too.
-    seeds = list(dict.fromkeys(args.seeds or ([0] if args.quick else [0, 1, 2])))
+    seeds = list(dict.fromkeys(args.seeds or ([0] if args.quick else CALIBRATION_SEEDS)))
     todo = plan(models, methods, settings, seeds, args.quick)
     if args.prepare:
         for model in models:
@@ -105,8 +110,6 @@ def _show(source: Path, args: argparse.Namespace) -> None:
     found = files.load_folder(source)
     print(markdown(blocks(found)))
     if args.pack is not None:
-        if args.pack.resolve() == source.resolve():
-            raise ValueError(f"--pack {args.pack} is where the results are; give another folder")
         for path in files.pack(found, args.pack):
             print(f"wrote {path}")
     if args.figures is not None:

@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from tamp_modifier.report import write_json
 
 FORMAT = "tamp-quality"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Counts up whenever what is measured changes; results of another version are refused."""
 
 DENSE = "dense"
+
+_STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
 class ResultError(ValueError):
@@ -36,15 +41,25 @@ class TaskItems:
         nll: negative log-likelihood of every item, in thousandths of a nat per token.
         group: items of one number share a picture or sound, whatever their task; empty where every
             item has its own.
-        chance: share of right answers by guessing, mean over the items; 0 where guessing is
-            hopeless.
+        chance: share of right answers by guessing, mean over the items.
     """
+
+    __pydantic_config__ = _STRICT
 
     right: list[int]
     of: list[int]
     nll: list[int]
-    group: list[int] = field(default_factory=list)
-    chance: float = 0.0
+    group: list[int]
+    chance: float
+
+    def __post_init__(self) -> None:
+        if len({len(self.right), len(self.of), len(self.nll), len(self.group or self.nll)}) > 1:
+            raise ValueError("lists of different lengths")
+        pairs = list(zip(self.right, self.of, strict=True))
+        if not pairs or any(n < 1 or not 0 <= right <= n for right, n in pairs):
+            raise ValueError("no item, of below 1, or right outside of [0, of]")
+        if not 0.0 <= self.chance <= 1.0:
+            raise ValueError(f"chance must be in [0, 1], got {self.chance}")
 
     @classmethod
     def from_values(
@@ -52,10 +67,17 @@ class TaskItems:
         right: Iterable[int],
         of: Iterable[int],
         nll: Iterable[float],
-        group: Iterable[int] = (),
-        chance: float = 0.0,
+        group: Iterable[int],
+        chance: float,
     ) -> TaskItems:
-        """Rounds to what is stored."""
+        """Rounds to what is stored.
+
+        Raises:
+            ValueError: lists of different lengths, or values that there cannot be.
+        """
+        nll = list(nll)
+        if not all(map(math.isfinite, nll)):
+            raise ValueError("the NLL of an answer is not finite")
         return cls(
             [int(r) for r in right],
             [int(n) for n in of],
@@ -82,6 +104,8 @@ class Cell:
         machine: processor.
         date: day of the run, ISO 8601.
         versions: package -> version.
+        code: hash of the package's sources, empty where it is not known; what has another one is
+            not refused.
         tasks: task -> its items.
     """
 
@@ -97,7 +121,16 @@ class Cell:
     machine: str
     date: str
     versions: dict[str, str]
+    code: str
     tasks: dict[str, TaskItems]
+
+    __pydantic_config__ = _STRICT
+
+    def __post_init__(self) -> None:
+        if (self.method == DENSE) != (self.setting == "0"):
+            raise ValueError(f"setting of {self.method!r} cannot be {self.setting!r}")
+        if self.method != DENSE:
+            parse_setting(self.setting)
 
     @property
     def key(self) -> tuple[str, str, str, int]:
@@ -163,27 +196,16 @@ def load(path: Path) -> list[Cell]:
         )
     del data["format"]
     try:
-        return [_cell(entry) for entry in data["cells"]] if "cells" in data else [_cell(data)]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ResultError(f"{path} has a cell that is not complete: {error}") from None
+        # As JSON: objects of Python would have to be cells already.
+        return _CELLS.validate_json(json.dumps(data.get("cells", [data])))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        message = f"{path} has a cell that cannot be used: {where}: {first['msg']}"
+        raise ResultError(message) from None
 
 
-_KINDS = {"model": str, "method": str, "setting": str, "seed": int, "recipe": dict, "tasks": dict}
-
-
-def _cell(data: dict[str, Any]) -> Cell:
-    for name, kind in _KINDS.items():
-        if not isinstance(data[name], kind):
-            raise ValueError(f"{name} must be a {kind.__name__}, got {data[name]!r}")
-    if data["setting"] != "0":
-        parse_setting(data["setting"])
-    data = {**data, "reached": float(data["reached"])}
-    tasks = {name: TaskItems(**items) for name, items in data["tasks"].items()}
-    for name, task in tasks.items():
-        sizes = {len(task.right), len(task.of), len(task.nll), len(task.group or task.nll)}
-        if len(sizes) > 1 or 0 in sizes:
-            raise ValueError(f"task {name} has lists of different lengths")
-    return Cell(**{**data, "tasks": tasks})
+_CELLS = TypeAdapter(list[Cell])
 
 
 def load_folder(folder: Path) -> list[Cell]:
@@ -239,26 +261,34 @@ def check_same(path: Path, identity: str, samples: int, recipe: Mapping[str, Any
 
 
 def pack(cells: Iterable[Cell], folder: Path) -> list[Path]:
-    """Writes all cells into one file a model, one cell a line.
+    """Writes all cells into one file a model, one cell a line; all of the files or none.
 
     Raises:
-        ResultError: a file is there that has cells which the new one would not have.
+        ResultError: a file is there that has cells which the new one would not have, or cells of
+            other weights or items.
     """
     by_model: dict[str, list[Cell]] = {}
     for cell in cells:
         by_model.setdefault(cell.model, []).append(cell)
+    for model, members in by_model.items():
+        path = folder / f"{model}.json"
+        before = load(path) if path.exists() else []
+        gone = {cell.key for cell in before} - {cell.key for cell in members}
+        if gone:
+            raise ResultError(
+                f"{path} has {len(gone)} cells that are not packed now, such as "
+                f"{' '.join(map(str, min(gone)))}; it is not overwritten"
+            )
+        if before and before[0].identity != members[0].identity:
+            raise ResultError(
+                f"{path} was measured with other model weights or items; move it away first"
+            )
     paths = []
     for model, members in by_model.items():
         lines = ",\n".join(json.dumps(asdict(cell), separators=(",", ":")) for cell in members)
         head = f'{{"format": "{FORMAT}", "format_version": {FORMAT_VERSION}, "cells": [\n'
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{model}.json"
-        gone = {c.key for c in load(path)} - {c.key for c in members} if path.exists() else set()
-        if gone:
-            raise ResultError(
-                f"{path} has {len(gone)} cells that are not packed now, such as "
-                f"{' '.join(map(str, min(gone)))}; it is not overwritten"
-            )
         part = path.with_suffix(".part")
         part.write_text(f"{head}{lines}\n]}}\n", encoding="utf-8")
         part.replace(path)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,15 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from benchmarks.quality.cells import DENSE, Cell, check_same, parse_setting, path_of, save
+from benchmarks.quality.cells import (
+    DENSE,
+    Cell,
+    ResultError,
+    check_same,
+    parse_setting,
+    path_of,
+    save,
+)
 from benchmarks.quality.methods import METHODS, Job, applies
 from benchmarks.quality.models import QualityModel
 from tamp_modifier.folders import probe
@@ -71,12 +81,14 @@ def run(cells: Sequence[Plan], folder: Path, say: Callable[[str], None]) -> None
     """Runs the cells that have no file yet. All files that are there are checked before any work.
 
     Raises:
-        ResultError: a file of another version, other weights or another recipe.
+        ResultError: a file of another version, other weights or another recipe, or packed ones.
         FileNotFoundError: weights or data of a model are missing.
         OSError: nothing can be written to the folder.
     """
     for model in dict.fromkeys(model for model, *_ in cells):
         model.check()
+        if (folder / f"{model.name}.json").exists():
+            raise ResultError(f"{folder} has packed results; cells go into another --output")
         probe(folder / model.name)
     missing = []
     for model, method, setting, seed in cells:
@@ -89,7 +101,12 @@ def run(cells: Sequence[Plan], folder: Path, say: Callable[[str], None]) -> None
             missing.append((model, method, setting, seed))
     say(f"{len(cells)} cells, {len(cells) - len(missing)} are done")
     for number, (model, method, setting, seed) in enumerate(missing, 1):
-        cell = measure(model, method, setting, seed)
+        if path_of(folder, (model.name, method, setting, seed)).exists():
+            continue  # another process has been faster
+        try:
+            cell = measure(model, method, setting, seed)
+        except ValueError as error:
+            raise ValueError(f"{model.name} {method} {setting} seed {seed}: {error}") from error
         save(folder, cell)
         right = sum(sum(t.right) for t in cell.tasks.values())
         of = sum(sum(t.of) for t in cell.tasks.values())
@@ -131,6 +148,7 @@ def measure(model: QualityModel, method: str, setting: str, seed: int) -> Cell:
         machine=processor_name(),
         date=datetime.now(timezone.utc).date().isoformat(),
         versions={name: version(name) for name in PACKAGES},
+        code=sources_hash(),
         tasks=tasks,
     )
 
@@ -169,6 +187,18 @@ def apply(modifier: Any, job: Job, model: Any) -> None:
 def _job(model: QualityModel, setting: str, batches: list[Any], dense: Any) -> Job:
     sparsity, structure = parse_setting(setting) if setting != "0" else (0.0, "0:0")
     return Job(model, sparsity, structure, batches, dense)
+
+
+@cache
+def sources_hash() -> str:
+    """Short hash of the package's Python sources."""
+    import tamp_modifier
+
+    digest = hashlib.sha256()
+    folder = Path(tamp_modifier.__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def processor_name() -> str:

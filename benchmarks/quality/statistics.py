@@ -9,7 +9,7 @@ seeds. Items that share a picture or sound are drawn together, whatever their ta
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import comb
@@ -40,11 +40,13 @@ class Comparison:
     Attributes:
         retention: difference of retention; positive is better.
         nll: difference of NLL, in nats; negative is better.
+        by_seed: difference of NLL for every calibration seed alone.
         p: of a sign-flip test on the items' NLL, two-sided.
     """
 
     retention: Interval
     nll: Interval
+    by_seed: tuple[float, ...]
     p: float
 
 
@@ -59,6 +61,7 @@ class Items:
         shared: whether any item shares something.
         chance: task -> share of right answers by guessing.
         seeds: the calibration seeds.
+        seed_nll: mean NLL over tasks of every seed.
     """
 
     right: Mapping[str, np.ndarray]
@@ -67,6 +70,7 @@ class Items:
     shared: bool
     chance: Mapping[str, float]
     seeds: tuple[int, ...]
+    seed_nll: tuple[float, ...]
 
     @cached_property
     def able(self) -> tuple[str, ...]:
@@ -86,7 +90,7 @@ def items_of(cells: Sequence[Cell]) -> Items:
     """
     first = cells[0]
     for cell in cells:
-        if _asked(cell) != _asked(first):
+        if asked(cell) != asked(first):
             raise ResultError(
                 f"{cell.model} {cell.method} {cell.setting}: seeds {first.seed} and {cell.seed} "
                 "have different items"
@@ -101,7 +105,12 @@ def items_of(cells: Sequence[Cell]) -> Items:
         own += len(of)
     shared = any(items.group for items in first.tasks.values())
     chance = {task: items.chance for task, items in first.tasks.items()}
-    return Items(right, nll, group, shared, chance, tuple(cell.seed for cell in cells))
+    seeds = tuple(cell.seed for cell in cells)
+    alone = tuple(
+        float(np.mean([np.mean(items.nll) / 1e3 for items in cell.tasks.values()]))
+        for cell in cells
+    )
+    return Items(right, nll, group, shared, chance, seeds, alone)
 
 
 def at_least(count: int, right: int, chance: float) -> float:
@@ -110,19 +119,26 @@ def at_least(count: int, right: int, chance: float) -> float:
     return sum(comb(count, k) * chance**k * (1 - chance) ** (count - k) for k in more)
 
 
-def _asked(cell: Cell) -> dict[str, tuple[list[int], list[int]]]:
+def asked(cell: Cell) -> dict[str, tuple[list[int], list[int]]]:
+    """What tells the items of a cell."""
     return {task: (items.of, items.group) for task, items in cell.tasks.items()}
 
 
 def retention(found: Items, dense: Items) -> float:
-    """Mean of accuracy relative to dense over the tasks that dense can do."""
+    """Mean of accuracy relative to dense over the tasks that dense can do.
+
+    Raises:
+        ResultError: there is no such task.
+    """
+    if not dense.able:
+        raise ResultError("the dense model does no task better than guessing")
     shares = [found.right[task].mean() / dense.right[task].mean() for task in dense.able]
     return float(np.mean(shares))
 
 
-def mean_nll(found: Items) -> float:
-    """Mean over tasks of the mean NLL."""
-    return float(np.mean([values.mean() for values in found.nll.values()]))
+def mean_nll(found: Items, tasks: Collection[str] | None = None) -> float:
+    """Mean over tasks, by default all, of the mean NLL."""
+    return float(np.mean([found.nll[task].mean() for task in tasks or found.nll]))
 
 
 def draws(items: Items, seed: int = 0, count: int = DRAWS) -> dict[str, np.ndarray]:
@@ -155,13 +171,15 @@ def _retentions(found: Items, dense: Items, drawn: Mapping[str, np.ndarray]) -> 
     return np.nanmean(shares, axis=0)
 
 
-def _nlls(found: Items, drawn: Mapping[str, np.ndarray]) -> np.ndarray:
-    return np.nanmean([_means(found.nll[task], often) for task, often in drawn.items()], axis=0)
+def _nlls(
+    found: Items, drawn: Mapping[str, np.ndarray], tasks: Collection[str] | None = None
+) -> np.ndarray:
+    return np.nanmean([_means(found.nll[task], drawn[task]) for task in tasks or drawn], axis=0)
 
 
 def interval(value: float, drawn: np.ndarray) -> Interval:
     """Percentile interval of `LEVEL`."""
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(value, float(low), float(high))
 
 
@@ -184,12 +202,21 @@ def compare(ours: Items, rival: Items, dense: Items) -> Comparison:
         raise ResultError(f"calibration seeds {ours.seeds} and {rival.seeds} cannot be paired")
     drawn = draws(dense)
     kept = _retentions(ours, dense, drawn) - _retentions(rival, dense, drawn)
-    nll = _nlls(ours, drawn) - _nlls(rival, drawn)
     return Comparison(
         interval(retention(ours, dense) - retention(rival, dense), kept),
-        interval(mean_nll(ours) - mean_nll(rival), nll),
+        nll_difference(ours, rival, dense),
+        tuple(a - b for a, b in zip(ours.seed_nll, rival.seed_nll, strict=True)),
         sign_flip(ours, rival),
     )
+
+
+def nll_difference(
+    ours: Items, rival: Items, dense: Items, tasks: Collection[str] | None = None
+) -> Interval:
+    """Paired difference of NLL over some tasks, by default all; negative is better."""
+    drawn = draws(dense)
+    found = _nlls(ours, drawn, tasks) - _nlls(rival, drawn, tasks)
+    return interval(mean_nll(ours, tasks) - mean_nll(rival, tasks), found)
 
 
 def sign_flip(ours: Items, rival: Items, seed: int = 0, count: int = DRAWS) -> float:
@@ -204,5 +231,5 @@ def sign_flip(ours: Items, rival: Items, seed: int = 0, count: int = DRAWS) -> f
     weighted = np.bincount(index, weights=weighted)  # what is shared flips together
     generator = np.random.default_rng(seed)
     signs = generator.integers(2, size=(count, len(weighted))) * 2 - 1
-    at_least = np.abs(signs @ weighted) >= abs(weighted.sum()) - 1e-12
-    return float((1 + at_least.sum()) / (1 + count))
+    as_far = np.abs(signs @ weighted) >= abs(weighted.sum()) - 1e-12
+    return float((1 + as_far.sum()) / (1 + count))

@@ -12,14 +12,22 @@ from benchmarks.quality.statistics import (
     Comparison,
     Interval,
     Items,
+    asked,
     compare,
     items_of,
+    nll_difference,
     summarise,
 )
 
 OURS = "best"
 HEADERS = ("method", "seeds", "zeros", "kept (95 % interval)", "NLL (95 % interval)", "CPU s")
-VERSUS = ("the preset against", "kept, difference", "NLL, difference", "p")
+VERSUS = (
+    "the preset against",
+    "kept, difference",
+    "NLL, difference",
+    "NLL, seed by seed",
+    "p",
+)
 
 
 @dataclass(frozen=True)
@@ -45,12 +53,21 @@ class Row:
 
 @dataclass(frozen=True)
 class Block:
-    """All methods at one setting of one model, and what the preset is ahead by."""
+    """All methods at one setting of one model, and what the preset is ahead by.
+
+    Attributes:
+        model: its name.
+        setting: sparsity or pattern.
+        rows: the methods.
+        versus: rival -> comparison.
+        kinds: rival -> kind of task -> difference of NLL.
+    """
 
     model: str
     setting: str
     rows: list[Row]
     versus: dict[str, Comparison]
+    kinds: dict[str, dict[str, Interval]]
 
 
 def blocks(cells: Sequence[Cell]) -> list[Block]:
@@ -66,7 +83,12 @@ def blocks(cells: Sequence[Cell]) -> list[Block]:
         if not dense_cells:
             raise ResultError(f"the results of {model} have no cell of the dense model")
         dense = items_of(dense_cells)
-        found.append(Block(model, "0", [_row(DENSE, dense_cells, dense)], {}))
+        for cell in mine:
+            if asked(cell) != asked(dense_cells[0]):
+                raise ResultError(
+                    f"{' '.join(map(str, cell.key))} has other items than the dense model"
+                )
+        found.append(Block(model, "0", [_row(DENSE, dense_cells, dense)], {}, {}))
         settings = {cell.setting for cell in mine if cell.method != DENSE}
         for setting in sorted(settings, key=setting_order):
             here = [cell for cell in mine if cell.setting == setting]
@@ -82,6 +104,11 @@ def _block(model: str, setting: str, cells: Sequence[Cell], dense: Items) -> Blo
             by_method[name] = sorted(members, key=lambda cell: cell.seed)
     rows = [_row(name, members, dense) for name, members in by_method.items()]
     versus = {}
+    kinds: dict[str, dict[str, Interval]] = {}
+    groups = {
+        kind: [task for task in tasks if task in dense.nll]
+        for kind, tasks in (MODELS[model].kinds() if model in MODELS else {}).items()
+    }
     for rival in RIVALS:
         # With N:M published TAMP is AMIA alone, and both have the same cells.
         if rival in by_method and OURS in by_method:
@@ -92,7 +119,12 @@ def _block(model: str, setting: str, cells: Sequence[Cell], dense: Items) -> Blo
                     for name in (OURS, rival)
                 )
                 versus[rival] = compare(ours, theirs, dense)
-    return Block(model, setting, rows, versus)
+                kinds[rival] = {
+                    kind: nll_difference(ours, theirs, dense, tasks)
+                    for kind, tasks in groups.items()
+                    if tasks
+                }
+    return Block(model, setting, rows, versus, kinds)
 
 
 def _row(name: str, cells: Sequence[Cell], dense: Items) -> Row:
@@ -108,9 +140,10 @@ def _row(name: str, cells: Sequence[Cell], dense: Items) -> Row:
     )
 
 
-def setting_order(setting: str) -> tuple[bool, float]:
+def setting_order(setting: str) -> tuple[bool, float, float]:
     """Sparsities first, then patterns."""
-    return (":" in setting, float(setting.partition(":")[0]))
+    kept, _, group = setting.partition(":")
+    return (bool(group), float(kept) / float(group or 1), float(group or 0))
 
 
 def setting_label(setting: str) -> str:
@@ -146,9 +179,15 @@ def cells_of_comparison(rival: str, comparison: Comparison) -> tuple[str, ...]:
     return (
         title_of(rival),
         f"{100 * kept.value:+.1f} ({100 * kept.low:+.1f} to {100 * kept.high:+.1f})",
-        f"{nll.value:+.3f} ({nll.low:+.3f} to {nll.high:+.3f})",
+        difference(nll),
+        ", ".join(f"{value:+.3f}" for value in comparison.by_seed),
         f"{comparison.p:.4f}",
     )
+
+
+def difference(nll: Interval) -> str:
+    """Text of a difference of NLL."""
+    return f"{nll.value:+.3f} ({nll.low:+.3f} to {nll.high:+.3f})"
 
 
 def markdown(found: Sequence[Block]) -> str:
@@ -162,6 +201,15 @@ def markdown(found: Sequence[Block]) -> str:
         if block.versus:
             lines += _markdown(
                 VERSUS, [cells_of_comparison(name, found) for name, found in block.versus.items()]
+            )
+        kinds = next(iter(block.kinds.values()), {})
+        if kinds:
+            lines += _markdown(
+                ("NLL against", *kinds),
+                [
+                    (title_of(name), *map(difference, values.values()))
+                    for name, values in block.kinds.items()
+                ],
             )
     return "\n".join(lines).rstrip() + "\n"
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -180,13 +180,31 @@ def calibration_batches(
     Raises:
         ValueError: n is not positive, an unknown kind, or no model.
     """
+    asked = calibration_questions(n, seed, kinds)
+    processor = load_processor(folder)
+    layout = processor.layout
+    return [
+        processor.inputs(
+            medium, layout.prefix(medium) + layout.question(question) + layout.answer(question)
+        )
+        for medium, question in asked
+    ]
+
+
+def calibration_questions(
+    n: int, seed: int = 0, kinds: Sequence[str] = CALIBRATION_KINDS
+) -> list[tuple[Medium, Question]]:
+    """What `calibration_batches` makes samples of.
+
+    Raises:
+        ValueError: n is not positive, or an unknown kind.
+    """
     if n < 1:
         raise ValueError(f"n must be at least 1; got {n}")
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown or not kinds:
         raise ValueError(f"kinds must be of {', '.join(KINDS)}; got {list(kinds)}")
-    processor = load_processor(folder)
-    batches = []
+    chosen = []
     for index in range(n):
         rng = stream("calibration", seed, index)
         kind = kinds[index % len(kinds)]
@@ -195,11 +213,8 @@ def calibration_batches(
         if kind == "both":
             asked = [question for question in asked if question.task in TASKS["both"]]
         task = rng.choice(sorted({question.task for question in asked}))
-        question = next(question for question in asked if question.task == task)
-        layout = processor.layout
-        ids = layout.prefix(medium) + layout.question(question) + layout.answer(question)
-        batches.append(processor.inputs(medium, ids))
-    return batches
+        chosen.append((medium, next(question for question in asked if question.task == task)))
+    return chosen
 
 
 def calibration_dataloader(n: int, seed: int = 0, folder: Path = FOLDER) -> DataLoader:
@@ -215,24 +230,31 @@ def quotas(rng: random.Random, task: str, per_task: int) -> Counter[str]:
     return Counter({answer: each + (i < more) for i, answer in enumerate(answers)})
 
 
-def choose_questions(seed: int, per_task: int) -> list[tuple[int, Medium, Question]]:
+def choose_questions(
+    seed: int, per_task: int, without: Collection[str] = ()
+) -> list[tuple[int, Medium, Question]]:
     """Draws media until every task has its questions with balanced answers.
 
     Args:
         seed: Which ones.
-        per_task: Questions of each task.
+        per_task: Questions of each task; fewer where text alone does not have so many. None of
+            these is asked twice.
+        without: Questions of text alone that are not asked.
 
     Returns:
-        Number of the medium, medium and question; at most six share a medium.
+        Number of the medium, medium and question; at most six share a medium. Questions of text
+        alone have a number each.
     """
     order = stream("evaluation", seed, "quotas")
     left = {task: quotas(order, task, per_task) for task in ANSWERS}
     chosen: list[tuple[int, Medium, Question]] = []
+    asked = set(without)
     group = 0
     # Kinds that can fill their tasks only by themselves come first.
     for kind in ("both", "video", "sound", "picture", "text"):
         modality = {"sound": "audio"}.get(kind, kind)
-        wanted, rejected, index = _PACKED, 0, 0
+        most = 1 if kind == "text" else _PACKED
+        wanted, rejected, index = most, 0, 0
         while any(left[task].total() for task in TASKS[modality]):
             rng = stream("evaluation", seed, kind, index)
             index += 1
@@ -241,7 +263,9 @@ def choose_questions(seed: int, per_task: int) -> list[tuple[int, Medium, Questi
             taken: Counter[tuple[str, str]] = Counter()
             for question in questions(rng, medium):
                 key = (question.task, question.answer)
-                if left[question.task][question.answer] > taken[key] and len(useful) < _PACKED:
+                if kind == "text" and question.text in asked:
+                    continue
+                if left[question.task][question.answer] > taken[key] and len(useful) < most:
                     taken[key] += 1
                     useful.append(question)
             own = any(question.task in TASKS[modality] for question in useful)
@@ -249,24 +273,28 @@ def choose_questions(seed: int, per_task: int) -> list[tuple[int, Medium, Questi
                 rejected += 1
                 if rejected >= _PATIENCE and wanted > 1:
                     wanted, rejected = wanted - 1, 0
+                if kind == "text" and rejected >= 25 * _PATIENCE:
+                    break  # all have been asked
                 continue
             rejected = 0
             for question in useful:
                 left[question.task][question.answer] -= 1
+                asked.add(question.text)
                 chosen.append((group, medium, question))
             group += 1
     return chosen
 
 
 def evaluation_items(
-    seed: int = 0, per_task: int = 20, folder: Path = FOLDER
+    seed: int = 0, per_task: int = 20, folder: Path = FOLDER, without: Collection[str] = ()
 ) -> list[EvaluationItem]:
     """The questions of an evaluation, answers balanced within each task.
 
     Args:
         seed: Which questions; tune on one seed and report on others.
-        per_task: Questions of each of the 19 tasks.
+        per_task: Questions of each of the 19 tasks, see `choose_questions`.
         folder: What `make smolav` made.
+        without: Questions of text alone that are not asked.
 
     Raises:
         ValueError: per_task is not positive, or no model.
@@ -276,7 +304,7 @@ def evaluation_items(
     processor = load_processor(folder)
     return [
         EvaluationItem(question, medium, group, processor)
-        for group, medium, question in choose_questions(seed, per_task)
+        for group, medium, question in choose_questions(seed, per_task, without)
     ]
 
 

@@ -42,11 +42,16 @@ class SmallBox(BoxModel):
         return super().load()
 
 
+ITEMS: dict[str, Any] = {"right": [1], "of": [1], "nll": [0], "group": [], "chance": 0.5}
+
+
 def example(method: str = "wanda", setting: str = "50", seed: int = 0, **changed: Any) -> Cell:
     """A cell that nobody measured."""
     shift = sum(map(ord, method)) % 5
     tasks = {
-        name: TaskItems([1, 1, 0, 1], [1] * 4, [10 + shift, 20 + seed, 900 + 9 * shift, 5])
+        name: TaskItems(
+            [1, 1, 0, 1], [1] * 4, [10 + shift, 20 + seed, 900 + 9 * shift, 5], [], 0.125
+        )
         for name in ("colour", "count")
     }
     fields: dict[str, Any] = {
@@ -62,6 +67,7 @@ def example(method: str = "wanda", setting: str = "50", seed: int = 0, **changed
         "machine": "a processor",
         "date": "2026-01-01",
         "versions": {"torch": "2"},
+        "code": "",
         "tasks": tasks,
     }
     return Cell(**{**fields, **changed})
@@ -120,12 +126,18 @@ def test_a_cell_is_never_overwritten(tmp_path: Path) -> None:
     [
         ({"format_version": 0}, "results of version 0, this is version"),
         ({"format": "tamp-demo"}, "is not a results file"),
-        ({"seed": None, "tasks": {}, "more": 1}, "not complete"),
-        ({"tasks": {"t": {"right": [1], "of": [1, 1], "nll": [0]}}}, "different lengths"),
-        ({"tasks": [1]}, "tasks must be a dict"),
-        ({"seed": "0"}, "seed must be a int, got '0'"),
+        ({"seed": None}, "seed: Input should be a valid integer"),
+        ({"more": 1}, "more: Unexpected keyword argument"),
+        ({"tasks": {"t": {"right": [1], "of": [1], "nll": [0]}}}, "tasks.t.group: .*required"),
+        ({"tasks": {"t": {**ITEMS, "of": [1, 1]}}}, "tasks.t: .*different lengths"),
+        ({"tasks": {"t": {**ITEMS, "of": [0]}}}, "tasks.t: .*no item, of below 1"),
+        ({"tasks": {"t": {**ITEMS, "chance": 2.0}}}, r"tasks.t: .*chance must be in \[0, 1\]"),
+        ({"tasks": {"t": {**ITEMS, "group": None}}}, "tasks.t.group: .*valid array"),
+        ({"tasks": [1]}, "tasks: Input should be an object"),
+        ({"seed": "0"}, "seed: Input should be a valid integer"),
         ({"setting": "abc"}, "setting must be a sparsity in percent"),
-        ({"reached": "most"}, "not complete"),
+        ({"setting": "0"}, "setting of 'wanda' cannot be '0'"),
+        ({"reached": "most"}, "reached: Input should be a valid number"),
     ],
 )
 def test_files_of_something_else_are_refused(
@@ -186,6 +198,36 @@ def test_packing_never_loses_cells_that_were_packed_before(tmp_path: Path) -> No
     assert len(load(path)) == 3
 
 
+def test_packing_writes_all_files_or_none(tmp_path: Path) -> None:
+    pack([example(identity="old")], tmp_path)
+    with pytest.raises(ResultError, match="other model weights or items; move it away"):
+        pack([example(model="another"), example()], tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["box.json"]
+    with pytest.raises(ResultError, match="has packed results; cells go into another --output"):
+        run([(BoxModel(Path()), "wanda", "50", 0)], tmp_path, print)
+
+
+def test_tables_refuse_what_cannot_be_compared() -> None:
+    other = {"count": TaskItems([1], [1], [5], [], 0.25)}
+    with pytest.raises(ResultError, match="box wanda 50 0 has other items than the dense model"):
+        blocks([example("dense", "0"), example(tasks=other)])
+    guessed = {"count": TaskItems([1, 0], [1, 1], [5, 5], [], 0.5)}
+    with pytest.raises(ResultError, match="no task better than guessing"):
+        blocks([example("dense", "0", tasks=guessed)])
+
+
+def test_a_model_that_answers_nothing_names_its_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def evaluate(self: SmallBox, model: Any) -> dict[str, TaskItems]:
+        return {"count": TaskItems.from_values([0], [1], [float("nan")], [], 0.5)}
+
+    monkeypatch.setattr(SmallBox, "evaluate", evaluate)
+    with pytest.raises(ValueError, match="box dense 0 seed 0: the NLL of an answer is not finite"):
+        run([(SmallBox(Path()), "dense", "0", 0)], tmp_path, print)
+    assert not list(tmp_path.rglob("*.json"))
+
+
 def test_packed_results_print_the_same_tables(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -203,6 +245,7 @@ def test_packed_results_print_the_same_tables(
     assert printed[0] == printed[1]
     assert "box (pictures and text), 50 %**" in printed[0] and "2:4**" in printed[0]
     assert "| the preset against |" in printed[0]
+    assert "| NLL against | picture |" in printed[0]
     assert {path.name for path in (tmp_path / "f").iterdir()} == {
         "quality.png",
         "quality-tasks-box.png",
@@ -222,6 +265,8 @@ def test_packed_results_print_the_same_tables(
         (["--models", "smollm2"], "--prepare"),
         (["--table", "nothing", "--methods", "tamp"], "--table prints all results"),
         (["--table", "results", "--pack", "results"], "where the results are"),
+        (["--table", "results", "--pack", "results/packed"], "where the results are"),
+        (["--prepare", "--figures", "f"], "--explain and --prepare have none"),
         (["--models", "box", "--output", "results/file"], "Not a directory"),
         (["--table", "nothing"], "there are no results in nothing"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 from statistics import mean
 
 import numpy as np
@@ -16,6 +17,7 @@ from benchmarks.quality.statistics import (
     draws,
     items_of,
     mean_nll,
+    nll_difference,
     retention,
     sign_flip,
     summarise,
@@ -24,7 +26,10 @@ from benchmarks.quality.statistics import (
 
 def cell(method: str, seed: int, tasks: dict[str, TaskItems]) -> Cell:
     """A cell with these answers."""
-    return Cell("m", method, "50", seed, "id", 1, {}, 0.5, 1.0, "cpu", "2026-01-01", {}, tasks)
+    setting = "0" if method == "dense" else "50"
+    return Cell(
+        "m", method, setting, seed, "id", 1, {}, 0.5, 1.0, "cpu", "2026-01-01", {}, "", tasks
+    )
 
 
 def answers(right: float, nll: float, seed: int, sizes: tuple[int, ...] = (20, 30)) -> dict:
@@ -35,6 +40,8 @@ def answers(right: float, nll: float, seed: int, sizes: tuple[int, ...] = (20, 3
             [int(rng.random() < right) for _ in range(size)],
             [1] * size,
             [nll * rng.random() for _ in range(size)],
+            [],
+            0.0,
         )
         for number, size in enumerate(sizes)
     }
@@ -68,8 +75,8 @@ def test_retention_and_nll_are_means_over_tasks_of_means_over_seeds_and_items() 
 
 
 def test_items_with_several_answers_count_by_their_share() -> None:
-    dense = cell("dense", 0, {"t": TaskItems([4, 8], [8, 8], [0, 0])})
-    mine = cell("a", 0, {"t": TaskItems([2, 4], [8, 8], [0, 0])})
+    dense = cell("dense", 0, {"t": TaskItems([4, 8], [8, 8], [0, 0], [], 0.0)})
+    mine = cell("a", 0, {"t": TaskItems([2, 4], [8, 8], [0, 0], [], 0.0)})
     assert retention(items_of([mine]), items_of([dense])) == pytest.approx(0.5)
 
 
@@ -78,7 +85,7 @@ def test_tasks_that_the_dense_model_only_guesses_are_left_out_of_retention() -> 
         rights = {"guessed": guessed, "known": known}
         return {
             name: TaskItems.from_values(
-                [1] * right + [0] * (20 - right), [1] * 20, [0.5] * 20, chance=0.5
+                [1] * right + [0] * (20 - right), [1] * 20, [0.5] * 20, [], 0.5
             )
             for name, right in rights.items()
         }
@@ -154,6 +161,27 @@ def test_a_clear_lead_has_an_interval_above_zero() -> None:
     lead = compare(ours, rival, dense)
     assert lead.retention.low > 0 > lead.nll.high
     assert lead.p < 0.01
+    assert lead.by_seed == pytest.approx((lead.nll.value,))
+
+
+def test_the_lead_of_some_tasks_is_that_of_cells_with_these_alone() -> None:
+    cells = {
+        name: [cell(name, k, answers(0.8, 1 + k, 7 * k + len(name))) for k in (0, 1)]
+        for name in ("a", "bb")
+    }
+    dense = items_of([cell("dense", 0, answers(0.9, 0.1, 0))])
+    ours, rival = items_of(cells["a"]), items_of(cells["bb"])
+    task = "task 1"
+    alone = mean(
+        mean(c.tasks[task].nll) - mean(r.tasks[task].nll)
+        for c, r in zip(cells["a"], cells["bb"], strict=True)
+    )
+    found = nll_difference(ours, rival, dense, [task])
+    assert found.value == pytest.approx(alone / 1000)
+    assert found.low < found.value < found.high
+    whole = compare(ours, rival, dense)
+    assert whole.nll == nll_difference(ours, rival, dense, list(dense.nll))
+    assert mean(whole.by_seed) == pytest.approx(whole.nll.value)
 
 
 def test_other_seeds_or_items_cannot_be_paired() -> None:
@@ -169,7 +197,7 @@ def test_items_that_share_a_picture_are_drawn_together_in_all_tasks() -> None:
     rng = random.Random(0)
     groups = {"a": [0, 0, 1, 2], "b": [0, 2, 2, 3, 4]}
     tasks = {
-        name: TaskItems([1] * len(own), [1] * len(own), [rng.randrange(999) for _ in own], own)
+        name: TaskItems([1] * len(own), [1] * len(own), [rng.randrange(999) for _ in own], own, 0)
         for name, own in groups.items()
     }
     items = items_of([cell("a", 0, tasks)])
@@ -178,5 +206,5 @@ def test_items_that_share_a_picture_are_drawn_together_in_all_tasks() -> None:
         assert a[0] == a[1] == b[0] and a[3] == b[1] == b[2]
         assert a[0] + a[2] + a[3] + b[3] + b[4] == 5  # as many groups as there are
     # Signs flip by group, so five groups have 32 outcomes and none is rarer than 1 in 16.
-    zero = {name: TaskItems(t.right, t.of, [0] * len(t.of), t.group) for name, t in tasks.items()}
+    zero = {name: replace(items, nll=[0] * len(items.of)) for name, items in tasks.items()}
     assert sign_flip(items, items_of([cell("b", 0, zero)]), count=5000) > 0.04
