@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from benchmarks.smolav.layout import IGNORED, Layout, Pack
 from benchmarks.smolav.media import Medium, Studio, stream
@@ -215,11 +214,6 @@ def calibration_questions(
         task = rng.choice(sorted({question.task for question in asked}))
         chosen.append((medium, next(question for question in asked if question.task == task)))
     return chosen
-
-
-def calibration_dataloader(n: int, seed: int = 0, folder: Path = FOLDER) -> DataLoader:
-    """`calibration_batches` for ``llmcompressor.oneshot(dataset=...)``."""
-    return DataLoader(calibration_batches(n, seed, folder), batch_size=None)  # type: ignore[arg-type]
 
 
 def quotas(rng: random.Random, task: str, per_task: int) -> Counter[str]:
