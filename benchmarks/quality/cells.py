@@ -39,8 +39,8 @@ class TaskItems:
         right: right answers, or right tokens, of every item.
         of: how many there were to get right; 1 for a question.
         nll: negative log-likelihood of every item, in thousandths of a nat per token.
-        group: items of one number share a picture or sound, whatever their task; empty where every
-            item has its own.
+        group: items of one number share a picture or sound, or are alike, whatever their task;
+            empty where every item has its own.
         chance: share of right answers by guessing, mean over the items.
     """
 

@@ -4,7 +4,7 @@ Retention is accuracy relative to the dense model, mean over the tasks that the 
 what it guesses, a pruned one guesses as well, and their quotient is noise. Intervals are over
 evaluation items: items are drawn again with replacement within every task, the same ones for all
 methods, for the dense model and for all calibration seeds; values of one item are means over the
-seeds. Items that share a picture or sound are drawn together, whatever their tasks.
+seeds. Items that share a picture or sound, or are alike, are drawn together, whatever their tasks.
 """
 
 from __future__ import annotations
