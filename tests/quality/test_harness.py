@@ -31,10 +31,10 @@ from tamp_modifier.demo import evaluation
 
 
 class SmallBox(BoxModel):
-    """The model in the box with two samples and one question a task."""
+    """The model in the box with two samples and six questions a task."""
 
     samples = 2
-    per_task = 1
+    per_task = 6
     loads = 0
 
     def load(self) -> Any:
