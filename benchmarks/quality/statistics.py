@@ -73,6 +73,11 @@ class Items:
     seed_nll: tuple[float, ...]
 
     @cached_property
+    def drawn(self) -> dict[str, np.ndarray]:
+        """`draws` of these items: all tables of a model take them from its dense cell."""
+        return draws(self)
+
+    @cached_property
     def able(self) -> tuple[str, ...]:
         """Tasks with so many right answers that guessing gives them once in `GUESSED` or less."""
         return tuple(
@@ -185,7 +190,7 @@ def interval(value: float, drawn: np.ndarray) -> Interval:
 
 def summarise(found: Items, dense: Items) -> tuple[Interval, Interval]:
     """Retention and NLL with their intervals."""
-    drawn = draws(dense)
+    drawn = dense.drawn
     return (
         interval(retention(found, dense), _retentions(found, dense, drawn)),
         interval(mean_nll(found), _nlls(found, drawn)),
@@ -200,7 +205,7 @@ def compare(ours: Items, rival: Items, dense: Items) -> Comparison:
     """
     if ours.seeds != rival.seeds:
         raise ResultError(f"calibration seeds {ours.seeds} and {rival.seeds} cannot be paired")
-    drawn = draws(dense)
+    drawn = dense.drawn
     kept = _retentions(ours, dense, drawn) - _retentions(rival, dense, drawn)
     return Comparison(
         interval(retention(ours, dense) - retention(rival, dense), kept),
@@ -214,7 +219,7 @@ def nll_difference(
     ours: Items, rival: Items, dense: Items, tasks: Collection[str] | None = None
 ) -> Interval:
     """Paired difference of NLL over some tasks, by default all; negative is better."""
-    drawn = draws(dense)
+    drawn = dense.drawn
     found = _nlls(ours, drawn, tasks) - _nlls(rival, drawn, tasks)
     return interval(mean_nll(ours, tasks) - mean_nll(rival, tasks), found)
 
