@@ -289,7 +289,7 @@ class SmolAV(QualityModel):
 
     @property
     def items(self) -> str:
-        from benchmarks.smolav.data import choose_questions
+        from benchmarks.smolav.choice import choose_questions
 
         asked = choose_questions(EVALUATION_SEED, self.per_task, self._calibrated)
         return _questions(self.per_task, asked)
@@ -297,7 +297,7 @@ class SmolAV(QualityModel):
     @cached_property
     def _calibrated(self) -> set[str]:
         """Questions that calibration asks, so that none of text alone is asked again."""
-        from benchmarks.smolav.data import calibration_questions
+        from benchmarks.smolav.choice import calibration_questions
 
         return {
             question.text

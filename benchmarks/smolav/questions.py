@@ -1,7 +1,7 @@
 """Ask about pictures, videos and sounds, with answers of one word that the description gives.
 
 Each function returns at most a few questions; which ones, its random stream decides. Balance is
-made afterwards, by choosing among them (`benchmarks.smolav.data`).
+made afterwards, by choosing among them (`benchmarks.smolav.choice`).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.smolav import calibration_batches, evaluate, evaluation_items, load
-from benchmarks.smolav.data import KINDS, choose_questions, sample_medium
+from benchmarks.smolav.choice import KINDS, choose_questions, sample_medium
 from benchmarks.smolav.layout import IGNORED
 from benchmarks.smolav.media import SPLITS, Medium, Studio, stream
 from benchmarks.smolav.pictures import FRAMES, frame_things, patch_labels, sample_video

@@ -13,7 +13,8 @@ from transformers import AttentionInterface
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from benchmarks.smolav import load
-from benchmarks.smolav.data import pack_embeds, sample_medium, tower_features
+from benchmarks.smolav.choice import sample_medium
+from benchmarks.smolav.data import pack_embeds, tower_features
 from benchmarks.smolav.dense import pointing_loss, word_ids
 from benchmarks.smolav.lora import LoRALinear, add_lora, merge
 from benchmarks.smolav.media import stream
