@@ -21,6 +21,9 @@ from benchmarks.quality import cells as files
 from benchmarks.quality.methods import METHODS
 from benchmarks.quality.models import CALIBRATION_SEEDS, MODELS
 from benchmarks.quality.table import blocks, markdown
+from tamp_modifier.folders import probe
+
+OUTPUT = Path("output/bench-quality")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--output", type=Path, default=Path("output/bench-quality"))
+    parser.add_argument("--output", type=Path, help=f"folder of the cells; {OUTPUT} by default")
     parser.add_argument("--data", type=Path, default=Path("output/bench-quality-data"))
     parser.add_argument("--models", nargs="+", metavar="NAME", help=f"of {', '.join(MODELS)}")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help=f"of {', '.join(METHODS)}")
@@ -61,21 +64,38 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(args: argparse.Namespace) -> None:
-    if (args.explain or args.prepare) and (args.pack or args.figures):
-        raise ValueError("--pack and --figures are of results; --explain and --prepare have none")
+    _refuse_ignored(args)
+    source = args.table or args.output or OUTPUT
+    if args.pack is not None and args.pack.resolve().is_relative_to(source.resolve()):
+        raise ValueError(f"--pack {args.pack} is where the results are; give another folder")
+    for folder in (args.explain, args.pack, args.figures):
+        if folder is not None:
+            probe(folder)
     if args.explain is not None:
         _explain(args)
         return
-    source = args.table or args.output
-    if args.pack is not None and args.pack.resolve().is_relative_to(source.resolve()):
-        raise ValueError(f"--pack {args.pack} is where the results are; give another folder")
     if args.table is None:
-        _measure(args)
+        _measure(args, source)
         if args.prepare:
             return
-    elif args.models or args.methods or args.settings or args.seeds or args.quick:
-        raise ValueError("--table prints all results of its folder; it takes no choice of cells")
+    elif not args.table.is_dir():
+        raise ValueError(f"--table {args.table} is not a folder")
     _show(source, args)
+
+
+def _refuse_ignored(args: argparse.Namespace) -> None:
+    """Refuses options that what is asked for would not look at."""
+    cells = ("methods", "settings", "seeds", "quick")
+    ignored = {
+        "explain": (*cells, "output", "pack", "figures"),
+        "prepare": (*cells, "output", "pack", "figures"),
+        "table": (*cells, "output", "models"),
+        "quick": ("settings",),
+    }
+    for option, others in ignored.items():
+        given = [f"--{other}" for other in others if getattr(args, other)]
+        if getattr(args, option) and given:
+            raise ValueError(f"--{option} does not go with {', '.join(given)}")
 
 
 def _explain(args: argparse.Namespace) -> None:
@@ -87,7 +107,7 @@ def _explain(args: argparse.Namespace) -> None:
             print(f"wrote {path}")
 
 
-def _measure(args: argparse.Namespace) -> None:
+def _measure(args: argparse.Namespace, output: Path) -> None:
     """Fetches what is needed or, without --prepare, runs the cells that are missing."""
     from benchmarks.quality.runner import plan, run
 
@@ -102,7 +122,7 @@ def _measure(args: argparse.Namespace) -> None:
         for model in models:
             model.prepare()
     else:
-        run(todo, args.output, lambda line: print(line, flush=True))
+        run(todo, output, lambda line: print(line, flush=True))
 
 
 def _show(source: Path, args: argparse.Namespace) -> None:

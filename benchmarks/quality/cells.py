@@ -6,15 +6,14 @@ A cell is one file of its own. A folder of results may hold cell files, or files
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from tamp_modifier.report import write_json
 
@@ -24,7 +23,15 @@ FORMAT_VERSION = 2
 
 DENSE = "dense"
 
+GROUPS = (2, 4, 8, 16, 32)
+"""M of the patterns N:M: those that divide the rows of every model."""
+
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+_LARGEST = 10**9
+_Count = Annotated[int, Field(ge=0, le=_LARGEST)]
+_Share = Annotated[float, Field(ge=0.0, le=1.0)]
+# They become names of files and cells of tables.
+_Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
 
 
 class ResultError(ValueError):
@@ -46,10 +53,10 @@ class TaskItems:
 
     __pydantic_config__ = _STRICT
 
-    right: list[int]
-    of: list[int]
-    nll: list[int]
-    group: list[int]
+    right: list[_Count]
+    of: list[_Count]
+    nll: list[_Count]
+    group: list[_Count]
     chance: float
 
     def __post_init__(self) -> None:
@@ -109,20 +116,20 @@ class Cell:
         tasks: task -> its items.
     """
 
-    model: str
-    method: str
+    model: _Name
+    method: _Name
     setting: str
-    seed: int
+    seed: _Count
     identity: str
-    samples: int
+    samples: Annotated[int, Field(ge=1, le=_LARGEST)]
     recipe: dict[str, Any]
-    reached: float
-    cpu_seconds: float
+    reached: _Share
+    cpu_seconds: Annotated[float, Field(ge=0.0)]
     machine: str
-    date: str
+    date: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")]
     versions: dict[str, str]
     code: str
-    tasks: dict[str, TaskItems]
+    tasks: Annotated[dict[str, TaskItems], Field(min_length=1)]
 
     __pydantic_config__ = _STRICT
 
@@ -144,24 +151,24 @@ def parse_setting(setting: str) -> tuple[float, str]:
     Raises:
         ValueError: something else.
     """
-    prune, colon, group = setting.partition(":")
-    digits = (prune + group).isascii() and prune.isdigit() and group.isdigit()
-    if colon and digits and 0 < int(prune) < int(group):
+    if setting in _PATTERNS:
+        prune, _, group = setting.partition(":")
         return int(prune) / int(group), setting
     if setting in map(str, range(1, 100)):
         return int(setting) / 100, "0:0"
-    raise ValueError(f"setting must be a sparsity in percent (1 to 99) or N:M, got {setting!r}")
+    raise ValueError(
+        "setting must be a sparsity in percent (1 to 99) or N:M with N below M and M one of "
+        f"{', '.join(map(str, GROUPS))}, got {setting!r}"
+    )
+
+
+_PATTERNS = {f"{prune}:{group}" for group in GROUPS for prune in range(1, group)}
 
 
 def path_of(folder: Path, key: tuple[str, str, str, int]) -> Path:
     """Where a cell lies."""
     model, method, setting, seed = key
     return folder / model / f"{method}_{setting.replace(':', 'of')}_{seed}.json"
-
-
-def recipe_hash(recipe: Mapping[str, Any]) -> str:
-    """A short name of a recipe, the same for the same fields."""
-    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def save(folder: Path, cell: Cell) -> Path:
@@ -184,17 +191,19 @@ def load(path: Path) -> list[Cell]:
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ResultError(f"{path} cannot be read as results: {error}") from None
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise ResultError(f"{path} is not a results file of this benchmark")
     found = data.pop("format_version", None)
-    if found != FORMAT_VERSION:
+    if type(found) is not int or found != FORMAT_VERSION:
         raise ResultError(
-            f"{path} has results of version {found}, this is version {FORMAT_VERSION}; "
+            f"{path} has results of version {found!r}, this is version {FORMAT_VERSION}; "
             "move it away or give another --output"
         )
     del data["format"]
+    if "cells" in data and (len(data) > 1 or not data["cells"]):
+        raise ResultError(f"{path} must have cells and nothing else, and at least one")
     try:
         # As JSON: objects of Python would have to be cells already.
         return _CELLS.validate_json(json.dumps(data.get("cells", [data])))
@@ -226,7 +235,7 @@ def load_folder(folder: Path) -> list[Cell]:
             raise ResultError(f"{folder} has the cell {' '.join(map(str, cell.key))} twice")
         seen[cell.key] = cell
         same = recipes.setdefault((cell.model, cell.method, cell.setting), cell)
-        if recipe_hash(cell.recipe) != recipe_hash(same.recipe):
+        if cell.recipe != same.recipe:
             raise ResultError(
                 f"{folder} mixes recipes of {cell.model} {cell.method} {cell.setting}: "
                 f"seeds {same.seed} and {cell.seed}"
@@ -241,56 +250,63 @@ def load_folder(folder: Path) -> list[Cell]:
     return [seen[key] for key in sorted(seen)]
 
 
-def check_same(path: Path, identity: str, samples: int, recipe: Mapping[str, Any]) -> None:
+def check_same(
+    path: Path,
+    key: tuple[str, str, str, int],
+    identity: str,
+    samples: int,
+    recipe: Mapping[str, Any],
+) -> None:
     """Refuses a finished cell that was not measured as it would be now.
 
     Raises:
-        ResultError: other weights, items, samples or recipe.
+        ResultError: not one cell, another one, or other weights, items, samples or recipe.
     """
-    (cell,) = load(path)
-    for what, found, wanted in (
+    found = load(path)
+    if [cell.key for cell in found] != [key]:
+        raise ResultError(f"{path} must hold the cell {' '.join(map(str, key))} and no other")
+    (cell,) = found
+    for what, was, now in (
         ("model weights or items", cell.identity, identity),
         ("numbers of calibration samples", cell.samples, samples),
-        ("recipe", recipe_hash(cell.recipe), recipe_hash(recipe)),
+        ("recipe", cell.recipe, recipe),
     ):
-        if found != wanted:
+        if was != now:
             raise ResultError(
-                f"{path} was measured with other {what} ({found}, now {wanted}); move it away or "
+                f"{path} was measured with other {what} ({was}, now {now}); move it away or "
                 "give another --output"
             )
 
 
 def pack(cells: Iterable[Cell], folder: Path) -> list[Path]:
-    """Writes all cells into one file a model, one cell a line; all of the files or none.
+    """Writes all cells into one file a model, one cell a line; no file where one is refused.
 
     Raises:
-        ResultError: a file is there that has cells which the new one would not have, or cells of
-            other weights or items.
+        ResultError: a file is there that has cells which the new one would not have, or would have
+            otherwise.
     """
     by_model: dict[str, list[Cell]] = {}
     for cell in cells:
         by_model.setdefault(cell.model, []).append(cell)
     for model, members in by_model.items():
         path = folder / f"{model}.json"
+        new = {cell.key: cell for cell in members}
         before = load(path) if path.exists() else []
-        gone = {cell.key for cell in before} - {cell.key for cell in members}
-        if gone:
-            raise ResultError(
-                f"{path} has {len(gone)} cells that are not packed now, such as "
-                f"{' '.join(map(str, min(gone)))}; it is not overwritten"
-            )
-        if before and before[0].identity != members[0].identity:
-            raise ResultError(
-                f"{path} was measured with other model weights or items; move it away first"
-            )
-    paths = []
-    for model, members in by_model.items():
+        for what, keys in (
+            ("that are not packed now", [c.key for c in before if c.key not in new]),
+            ("that are others now", [c.key for c in before if new.get(c.key, c) != c]),
+        ):
+            if keys:
+                raise ResultError(
+                    f"{path} has {len(keys)} cells {what}, such as {' '.join(map(str, min(keys)))};"
+                    " it is not overwritten, move it away first"
+                )
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = {folder / f"{model}.part": folder / f"{model}.json" for model in by_model}
+    for part, members in zip(parts, by_model.values(), strict=True):
         lines = ",\n".join(json.dumps(asdict(cell), separators=(",", ":")) for cell in members)
         head = f'{{"format": "{FORMAT}", "format_version": {FORMAT_VERSION}, "cells": [\n'
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{model}.json"
-        part = path.with_suffix(".part")
         part.write_text(f"{head}{lines}\n]}}\n", encoding="utf-8")
+    for part, path in parts.items():
         part.replace(path)
-        paths.append(path)
-    return paths
+    return list(parts.values())

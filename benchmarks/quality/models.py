@@ -36,6 +36,7 @@ class QualityModel(ABC):
         settings: where it is neither unharmed nor destroyed.
         quick: two of them.
         samples: calibration samples.
+        only_seeds: the calibration seeds that there may be; empty where all may.
         layer: class name of its decoder layers.
 
     Args:
@@ -47,6 +48,7 @@ class QualityModel(ABC):
     settings: ClassVar[tuple[str, ...]]
     quick: ClassVar[tuple[str, ...]]
     samples: ClassVar[int]
+    only_seeds: ClassVar[tuple[int, ...]] = ()
     layer: ClassVar[str] = "LlamaDecoderLayer"
 
     def __init__(self, data: Path) -> None:
@@ -278,9 +280,10 @@ class SmolAV(QualityModel):
 
     name = "smolav"
     title = "SmolAV (pictures, video, sound and text)"
-    settings = ("20", "30", "40", "50", "60", "2:4")
+    settings = ("20", "30", "40", "50", "60", "2:4", "4:8")
     quick = ("30", "40")
     samples = 32
+    only_seeds = CALIBRATION_SEEDS
     per_task = 40
 
     def __init__(self, data: Path) -> None:
@@ -301,7 +304,7 @@ class SmolAV(QualityModel):
 
         return {
             question.text
-            for seed in CALIBRATION_SEEDS
+            for seed in self.only_seeds
             for _, question in calibration_questions(self.samples, seed)
         }
 
@@ -327,7 +330,12 @@ class SmolAV(QualityModel):
         from benchmarks.smolav.questions import TASKS
 
         media = tuple(task for kind, tasks in TASKS.items() for task in tasks if kind != "text")
-        return {**TASKS, "all but text": media}
+        every = tuple(task for tasks in TASKS.values() for task in tasks)
+        return {
+            **TASKS,
+            "all but text": media,
+            "all but sum": tuple(task for task in every if task != "sum"),
+        }
 
     def load(self) -> Any:
         from benchmarks.smolav.data import load

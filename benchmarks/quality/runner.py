@@ -20,6 +20,7 @@ from benchmarks.quality.cells import (
     Cell,
     ResultError,
     check_same,
+    load_folder,
     parse_setting,
     path_of,
     save,
@@ -51,8 +52,8 @@ def plan(
         quick: take the quick settings of each model.
 
     Raises:
-        ValueError: a setting or seed that there cannot be, or settings in which none of the methods
-            is one of its own.
+        ValueError: a setting or seed that there cannot be for these models, or settings in which
+            none of the methods is one of its own.
     """
     for setting in settings or ():
         parse_setting(setting)
@@ -63,6 +64,13 @@ def plan(
         )
     if min(seeds) < 0:
         raise ValueError(f"seeds must be >= 0, got {min(seeds)}")
+    models = list(models)
+    for model in models:
+        if model.only_seeds and not set(seeds) <= set(model.only_seeds):
+            raise ValueError(
+                f"seeds of {model.name} must be of {', '.join(map(str, model.only_seeds))}, whose "
+                f"questions are not asked again, got {' '.join(map(str, seeds))}"
+            )
     cells: list[Plan] = []
     for model in models:
         cells.append((model, DENSE, "0", 0))
@@ -92,21 +100,28 @@ def run(cells: Sequence[Plan], folder: Path, say: Callable[[str], None]) -> None
         probe(folder / model.name)
     missing = []
     for model, method, setting, seed in cells:
-        path = path_of(folder, (model.name, method, setting, seed))
+        key = (model.name, method, setting, seed)
+        path = path_of(folder, key)
         if path.exists():
             job = _job(model, setting, [], None)
             recipe = {} if method == DENSE else METHODS[method].recipe(job)
-            check_same(path, model.identity, model.samples, recipe)
+            check_same(path, key, model.identity, model.samples, recipe)
         else:
             missing.append((model, method, setting, seed))
+    if any(folder.rglob("*.json")):
+        load_folder(folder)  # what the tables would refuse in the end
     say(f"{len(cells)} cells, {len(cells) - len(missing)} are done")
     for number, (model, method, setting, seed) in enumerate(missing, 1):
-        if path_of(folder, (model.name, method, setting, seed)).exists():
+        path = path_of(folder, (model.name, method, setting, seed))
+        if path.exists():
             continue  # another process has been faster
         try:
             cell = measure(model, method, setting, seed)
         except ValueError as error:
             raise ValueError(f"{model.name} {method} {setting} seed {seed}: {error}") from error
+        if path.exists():
+            say(f"{path} came from another process meanwhile and stays")
+            continue
         save(folder, cell)
         right = sum(sum(t.right) for t in cell.tasks.values())
         of = sum(sum(t.of) for t in cell.tasks.values())

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.quality import atp, ecoflap, explain
+from benchmarks.quality import atp, ecoflap, explain, runner
 from benchmarks.quality.__main__ import main
 from benchmarks.quality.cells import (
     Cell,
@@ -138,6 +138,21 @@ def test_a_cell_is_never_overwritten(tmp_path: Path) -> None:
         ({"setting": "abc"}, "setting must be a sparsity in percent"),
         ({"setting": "0"}, "setting of 'wanda' cannot be '0'"),
         ({"reached": "most"}, "reached: Input should be a valid number"),
+        ({"reached": 5.0}, "reached: Input should be less than or equal to 1"),
+        ({"seed": -1}, "seed: Input should be greater than or equal to 0"),
+        ({"samples": 0}, "samples: Input should be greater than or equal to 1"),
+        ({"cpu_seconds": -1.0}, "cpu_seconds: Input should be greater"),
+        ({"date": "yesterday"}, "date: String should match"),
+        ({"model": "../../box"}, "model: String should match"),
+        ({"method": "a|b"}, "method: String should match"),
+        ({"format_version": "2"}, "results of version '2', this is version 2"),
+        ({"format_version": 2.0}, "results of version 2.0, this is version 2"),
+        ({"tasks": {}}, "tasks: Dictionary should have at least 1 item"),
+        ({"tasks": {"t": {**ITEMS, "nll": [-5]}}}, "tasks.t.nll.0: Input should be greater"),
+        ({"tasks": {"t": {**ITEMS, "nll": [10**400]}}}, "tasks.t.nll.0: "),
+        ({"setting": "2:5"}, "setting must be a sparsity in percent"),
+        ({"setting": "02:4"}, "setting must be a sparsity in percent"),
+        ({"cells": []}, "must have cells and nothing else"),
     ],
 )
 def test_files_of_something_else_are_refused(
@@ -149,11 +164,39 @@ def test_files_of_something_else_are_refused(
         load_folder(tmp_path)
 
 
-def test_half_a_file_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ['{"format": "tamp-qual', "[" * 200_000, ""])
+def test_what_is_no_json_is_refused(tmp_path: Path, text: str) -> None:
     path = save(tmp_path, example())
-    path.write_text(path.read_text()[:100])
+    path.write_text(text)
     with pytest.raises(ResultError, match="cannot be read as results"):
         load_folder(tmp_path)
+
+
+def test_a_file_that_holds_another_cell_is_not_taken_for_done(tmp_path: Path) -> None:
+    model = SmallBox(tmp_path)
+    cell = example(identity=model.identity, seed=1)
+    path = path_of(tmp_path, ("box", "wanda", "50", 0))
+    save(tmp_path, cell).rename(path)
+    with pytest.raises(ResultError, match="must hold the cell box wanda 50 0 and no other"):
+        run([(model, "wanda", "50", 0)], tmp_path, print)
+    path.unlink()
+    (tmp_path / "notes.json").write_text("{}")
+    with pytest.raises(ResultError, match="notes.json is not a results file"):
+        run([(model, "wanda", "50", 0)], tmp_path, print)
+
+
+def test_a_cell_of_another_process_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, other = example("dense", "0", cpu_seconds=1.0), example("dense", "0", cpu_seconds=2.0)
+
+    def measure(*_: Any) -> Cell:
+        save(tmp_path, other)
+        return mine
+
+    monkeypatch.setattr(runner, "measure", measure)
+    said: list[str] = []
+    run([(SmallBox(tmp_path), "dense", "0", 0)], tmp_path, said.append)
+    assert load_folder(tmp_path) == [other]
+    assert "came from another process meanwhile and stays" in said[-1]
 
 
 def test_results_of_other_weights_do_not_mix(tmp_path: Path) -> None:
@@ -194,15 +237,23 @@ def test_packing_never_loses_cells_that_were_packed_before(tmp_path: Path) -> No
     with pytest.raises(ResultError, match="1 cells that are not packed now, such as box"):
         pack(cells[:1], tmp_path)
     assert path.read_bytes() == before
+    with pytest.raises(ResultError, match="1 cells that are others now, such as box wanda 50 1"):
+        pack([cells[0], example(seed=1, reached=0.4)], tmp_path)
+    assert path.read_bytes() == before
     pack([*cells, example(seed=2)], tmp_path)
     assert len(load(path)) == 3
 
 
 def test_packing_writes_all_files_or_none(tmp_path: Path) -> None:
     pack([example(identity="old")], tmp_path)
-    with pytest.raises(ResultError, match="other model weights or items; move it away"):
+    with pytest.raises(ResultError, match="others now"):
         pack([example(model="another"), example()], tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["box.json"]
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "box.part").mkdir()
+    with pytest.raises(IsADirectoryError):
+        pack([example(model="another"), example()], tmp_path / "new")
+    assert not list((tmp_path / "new").glob("*.json"))
+    assert [path.name for path in tmp_path.glob("*.*")] == ["box.json"]
     with pytest.raises(ResultError, match="has packed results; cells go into another --output"):
         run([(BoxModel(Path()), "wanda", "50", 0)], tmp_path, print)
 
@@ -263,12 +314,23 @@ def test_packed_results_print_the_same_tables(
         (["--settings", "2:4", "--methods", "owl"], "owl would be their scores alone"),
         (["--seeds", "0", "-1"], "seeds must be >= 0, got -1"),
         (["--models", "smollm2"], "--prepare"),
-        (["--table", "nothing", "--methods", "tamp"], "--table prints all results"),
+        (["--table", "nothing", "--methods", "tamp"], "--table does not go with --methods"),
+        (["--table", "results", "--output", "o"], "--table does not go with --output"),
+        (
+            ["--explain", "e", "--seeds", "1", "--quick"],
+            "--explain does not go with --seeds, --quick",
+        ),
+        (["--quick", "--settings", "50"], "--quick does not go with --settings"),
+        (["--table", "results", "--figures", "results/file"], "nothing can be written here"),
+        (["--table", "results/file"], "--table results/file is not a folder"),
+        (["--settings", "2:5"], "setting must be a sparsity in percent"),
+        (["--models", "smolav", "--seeds", "3"], "seeds of smolav must be of 0, 1, 2"),
         (["--table", "results", "--pack", "results"], "where the results are"),
         (["--table", "results", "--pack", "results/packed"], "where the results are"),
-        (["--prepare", "--figures", "f"], "--explain and --prepare have none"),
+        (["--prepare", "--figures", "f"], "--prepare does not go with --figures"),
         (["--models", "box", "--output", "results/file"], "Not a directory"),
-        (["--table", "nothing"], "there are no results in nothing"),
+        (["--table", "nothing"], "--table nothing is not a folder"),
+        (["--table", "empty"], "there are no results in empty"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -281,6 +343,7 @@ def test_bad_input_is_one_line(
     monkeypatch.chdir(tmp_path)
     save(Path("results"), example("dense", "0"))
     Path("results/file").touch()
+    Path("empty").mkdir()
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
