@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.quality.cells import DENSE, Cell
-from benchmarks.quality.methods import METHODS
+from benchmarks.quality.methods import METHODS, RIVALS
 from benchmarks.quality.models import MODELS
 from benchmarks.quality.statistics import items_of
 from benchmarks.quality.table import OURS, Block, blocks, setting_label, setting_order, title_of
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BARS = (DENSE, "wanda", "sparsegpt", "tamp", OURS)
+DODGE = 0.5
+"""How far the methods of one setting are spread; settings are 1 apart."""
 
 
 def draw(cells: Sequence[Cell], folder: Path) -> list[Path]:
@@ -34,16 +36,19 @@ def draw(cells: Sequence[Cell], folder: Path) -> list[Path]:
 
 
 def retention_figure(found: Sequence[Block]) -> Figure:
-    """Accuracy and NLL against the setting, one row of axes a model."""
+    """Accuracy and NLL against the setting, one row of axes a model.
+
+    Bars are the 95 % intervals of the preset and of those that it is tested against.
+    """
     from matplotlib.ticker import LogLocator
 
     models = list(dict.fromkeys(block.model for block in found))
     figure = new_figure(11, 0.8 + 3.6 * len(models))
     grid = figure.subplots(len(models), 2, squeeze=False)
     labels: dict[str, Any] = {}
-    # A method has the same colour in all rows.
+    # A method has the same colour in all rows, and those compared with have one of their own.
     names = {row.method for block in found for row in block.rows}
-    order = [*METHODS, *sorted(names - set(METHODS))]
+    order = list(dict.fromkeys([*RIVALS, *METHODS, *sorted(names)]))
     for axes, model in zip(grid, models, strict=True):
         mine = [block for block in found if block.model == model and block.setting != "0"]
         (dense,) = [
@@ -51,8 +56,10 @@ def retention_figure(found: Sequence[Block]) -> Figure:
         ]
         settings = [block.setting for block in mine]
         methods = list(dict.fromkeys(row.method for block in mine for row in block.rows))
-        for method in methods:
+        for place, method in enumerate(methods):
             index = order.index(method)
+            shift = DODGE * ((place + 0.5) / len(methods) - 0.5)
+            with_interval = method in (OURS, *RIVALS)
             points = [
                 (position, row)
                 for position, block in enumerate(mine)
@@ -63,18 +70,24 @@ def retention_figure(found: Sequence[Block]) -> Figure:
                 "label": title_of(method),
                 "color": "black" if method == OURS else COLOURS[index % 6],
                 "marker": "*" if method == OURS else MARKERS[index % 7],
-                "markersize": 11 if method == OURS else 5,
-                "linewidth": 2.2 if method == OURS else 1.0,
+                "markersize": 10 if method == OURS else 4,
+                "linewidth": 2.0 if method == OURS else 0.8,
                 "linestyle": "-" if method == OURS or index < 6 else "--",
+                "elinewidth": 1.0,
                 "zorder": 3 if method == OURS else 2,
             }
             for pattern in (False, True):  # 2:4 is a point of its own, no end of a line
                 part = [p for p in points if (":" in mine[p[0]].setting) == pattern]
                 if part:
-                    x = [position for position, _ in part]
-                    kept = [100 * row.kept.value for _, row in part]
-                    labels[title_of(method)] = axes[0].plot(x, kept, **style)[0]
-                    axes[1].plot(x, [row.nll.value for _, row in part], **style)
+                    x = [position + shift for position, _ in part]
+                    values = ([row.kept for _, row in part], [row.nll for _, row in part])
+                    for axis, found_here, scale in zip(axes, values, (100, 1), strict=True):
+                        y = [scale * value.value for value in found_here]
+                        # The interval itself may lie to one side of the value.
+                        low = [max(scale * (v.value - v.low), 0.0) for v in found_here]
+                        high = [max(scale * (v.high - v.value), 0.0) for v in found_here]
+                        error = [low, high] if with_interval else None
+                        labels[title_of(method)] = axis.errorbar(x, y, error, **style)
         axes[0].axhline(100, color="grey", linestyle=":", linewidth=1)
         axes[1].axhline(dense.nll.value, color="grey", linestyle=":", linewidth=1)
         axes[0].set_ylabel("accuracy relative to dense, %")
@@ -88,7 +101,8 @@ def retention_figure(found: Sequence[Block]) -> Figure:
             axis.set_xticks(range(len(settings)), [setting_label(s) for s in settings])
             axis.set_xlabel("pruned")
             axis.grid(alpha=0.3)
-    shown = [title for title in map(title_of, order) if title in labels]
+    titles = map(title_of, [*METHODS, *sorted(names)])
+    shown = [title for title in dict.fromkeys(titles) if title in labels]
     handles = [labels[title] for title in shown]
     figure.legend(handles, shown, loc="outside right upper", frameon=False)
     return figure

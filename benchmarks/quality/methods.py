@@ -100,6 +100,9 @@ def _tamp(name: str, title: str, with_structure: bool = True, **fields: Any) -> 
     return Method(name, title, "TAMPModifier", fields, with_structure)
 
 
+_ALL: dict[str, Any] = {"selection": "all", "allocation": "uniform"}
+_REFIT: dict[str, Any] = {"score": "sparsegpt", "score_options": {"refit": 8}}
+
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
@@ -130,12 +133,18 @@ METHODS: dict[str, Method] = {
         _tamp("atv", "ATV-Pruning", selection="drift", allocation="uniform"),
         _tamp("amia", "TAMP, AMIA only", False, allocation="uniform", positive_only=True),
         _tamp("das", "TAMP, DAS only", False, selection="all", positive_only=True),
-        _tamp("tamp", "TAMP as published", positive_only=True),
+        _tamp("das_numel", "AMIA + das_numel", False, allocation="das_numel", positive_only=True),
+        _tamp("default", "TAMPModifier()"),
+        _tamp("tamp", "TAMP, official code", positive_only=True),
+        _tamp("solver", "SparseGPT, our damping", score="sparsegpt", **_ALL),
+        _tamp("refit", "SparseGPT, our damping, refit", **_REFIT, **_ALL),
         _tamp("best", 'TAMPModifier(preset="best")', preset="best"),
     )
 }
+"""The last three are a ladder: what the damping, the refit, and balance with the line over depth
+each add."""
 
-RIVALS = ("wanda", "sparsegpt", "tamp")
+RIVALS = ("magnitude", "wanda", "sparsegpt", "tamp")
 """The ones that the preset is tested against. With N:M published TAMP is AMIA alone."""
 
 

@@ -2,9 +2,10 @@
 
 Retention is accuracy relative to the dense model, mean over the tasks that the dense model can do:
 what it guesses, a pruned one guesses as well, and their quotient is noise. Intervals are over
-evaluation items: items are drawn again with replacement within every task, the same ones for all
-methods, for the dense model and for all calibration seeds; values of one item are means over the
-seeds. Items that share a picture or sound, or are alike, are drawn together, whatever their tasks.
+evaluation items: they are drawn again with replacement, the same ones for all methods, for the
+dense model and for all calibration seeds; values of one item are means over the seeds. Items that
+share a picture or sound, or are alike, are drawn together, whatever their tasks; where none does,
+each task draws its own.
 """
 
 from __future__ import annotations
@@ -124,21 +125,21 @@ def at_least(count: int, right: int, chance: float) -> float:
     return sum(comb(count, k) * chance**k * (1 - chance) ** (count - k) for k in more)
 
 
-def asked(cell: Cell) -> dict[str, tuple[list[int], list[int]]]:
+def asked(cell: Cell) -> dict[str, tuple[list[int], list[int], float]]:
     """What tells the items of a cell."""
-    return {task: (items.of, items.group) for task, items in cell.tasks.items()}
+    return {task: (items.of, items.group, items.chance) for task, items in cell.tasks.items()}
 
 
-def retention(found: Items, dense: Items) -> float:
-    """Mean of accuracy relative to dense over the tasks that dense can do.
+def retention(found: Items, dense: Items, tasks: Collection[str] | None = None) -> float:
+    """Mean of accuracy relative to dense over those of the tasks that dense can do.
 
     Raises:
         ResultError: there is no such task.
     """
-    if not dense.able:
+    able = _able(dense, tasks)
+    if not able:
         raise ResultError("the dense model does no task better than guessing")
-    shares = [found.right[task].mean() / dense.right[task].mean() for task in dense.able]
-    return float(np.mean(shares))
+    return float(np.mean([found.right[task].mean() / dense.right[task].mean() for task in able]))
 
 
 def mean_nll(found: Items, tasks: Collection[str] | None = None) -> float:
@@ -166,9 +167,18 @@ def _means(values: np.ndarray, often: np.ndarray) -> np.ndarray:
     return np.where(total > 0, often @ values / np.maximum(total, 1), np.nan)
 
 
-def _retentions(found: Items, dense: Items, drawn: Mapping[str, np.ndarray]) -> np.ndarray:
+def _able(dense: Items, tasks: Collection[str] | None) -> list[str]:
+    return [task for task in dense.able if tasks is None or task in tasks]
+
+
+def _retentions(
+    found: Items,
+    dense: Items,
+    drawn: Mapping[str, np.ndarray],
+    tasks: Collection[str] | None = None,
+) -> np.ndarray:
     shares = []
-    for task in dense.able:
+    for task in _able(dense, tasks):
         base = _means(dense.right[task], drawn[task])
         # A draw in which the dense model is never right says nothing about this task.
         share = _means(found.right[task], drawn[task]) / np.where(base > 0, base, np.nan)
@@ -205,14 +215,26 @@ def compare(ours: Items, rival: Items, dense: Items) -> Comparison:
     """
     if ours.seeds != rival.seeds:
         raise ResultError(f"calibration seeds {ours.seeds} and {rival.seeds} cannot be paired")
-    drawn = dense.drawn
-    kept = _retentions(ours, dense, drawn) - _retentions(rival, dense, drawn)
     return Comparison(
-        interval(retention(ours, dense) - retention(rival, dense), kept),
+        kept_difference(ours, rival, dense),
         nll_difference(ours, rival, dense),
         tuple(a - b for a, b in zip(ours.seed_nll, rival.seed_nll, strict=True)),
         sign_flip(ours, rival),
     )
+
+
+def kept_difference(
+    ours: Items, rival: Items, dense: Items, tasks: Collection[str] | None = None
+) -> Interval:
+    """Paired difference of retention over those of the tasks that dense can do.
+
+    Raises:
+        ResultError: there is no such task.
+    """
+    value = retention(ours, dense, tasks) - retention(rival, dense, tasks)
+    drawn = dense.drawn
+    found = _retentions(ours, dense, drawn, tasks) - _retentions(rival, dense, drawn, tasks)
+    return interval(value, found)
 
 
 def nll_difference(

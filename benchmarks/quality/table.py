@@ -15,6 +15,7 @@ from benchmarks.quality.statistics import (
     asked,
     compare,
     items_of,
+    kept_difference,
     nll_difference,
     summarise,
 )
@@ -60,14 +61,15 @@ class Block:
         setting: sparsity or pattern.
         rows: the methods.
         versus: rival -> comparison.
-        kinds: rival -> kind of task -> difference of NLL.
+        kinds: rival -> kind of task -> difference of retention, None where the dense model can do
+            no task of it, and of NLL.
     """
 
     model: str
     setting: str
     rows: list[Row]
     versus: dict[str, Comparison]
-    kinds: dict[str, dict[str, Interval]]
+    kinds: dict[str, dict[str, tuple[Interval | None, Interval]]]
 
 
 def blocks(cells: Sequence[Cell]) -> list[Block]:
@@ -104,7 +106,7 @@ def _block(model: str, setting: str, cells: Sequence[Cell], dense: Items) -> Blo
             by_method[name] = sorted(members, key=lambda cell: cell.seed)
     rows = [_row(name, members, dense) for name, members in by_method.items()]
     versus = {}
-    kinds: dict[str, dict[str, Interval]] = {}
+    kinds: dict[str, dict[str, tuple[Interval | None, Interval]]] = {}
     groups = {
         kind: [task for task in tasks if task in dense.nll]
         for kind, tasks in (MODELS[model].kinds() if model in MODELS else {}).items()
@@ -120,7 +122,12 @@ def _block(model: str, setting: str, cells: Sequence[Cell], dense: Items) -> Blo
                 )
                 versus[rival] = compare(ours, theirs, dense)
                 kinds[rival] = {
-                    kind: nll_difference(ours, theirs, dense, tasks)
+                    kind: (
+                        kept_difference(ours, theirs, dense, tasks)
+                        if set(tasks) & set(dense.able)
+                        else None,
+                        nll_difference(ours, theirs, dense, tasks),
+                    )
                     for kind, tasks in groups.items()
                     if tasks
                 }
@@ -178,11 +185,18 @@ def cells_of_comparison(rival: str, comparison: Comparison) -> tuple[str, ...]:
     kept, nll = comparison.retention, comparison.nll
     return (
         title_of(rival),
-        f"{100 * kept.value:+.1f} ({100 * kept.low:+.1f} to {100 * kept.high:+.1f})",
+        points(kept),
         difference(nll),
         ", ".join(f"{value:+.3f}" for value in comparison.by_seed),
         f"{comparison.p:.4f}",
     )
+
+
+def points(kept: Interval | None) -> str:
+    """Text of a difference of retention, in points."""
+    if kept is None:
+        return ""
+    return f"{100 * kept.value:+.1f} ({100 * kept.low:+.1f} to {100 * kept.high:+.1f})"
 
 
 def difference(nll: Interval) -> str:
@@ -205,9 +219,16 @@ def markdown(found: Sequence[Block]) -> str:
         kinds = next(iter(block.kinds.values()), {})
         if kinds:
             lines += _markdown(
+                ("kept against", *kinds),
+                [
+                    (title_of(name), *(points(kept) for kept, _ in values.values()))
+                    for name, values in block.kinds.items()
+                ],
+            )
+            lines += _markdown(
                 ("NLL against", *kinds),
                 [
-                    (title_of(name), *map(difference, values.values()))
+                    (title_of(name), *(difference(nll) for _, nll in values.values()))
                     for name, values in block.kinds.items()
                 ],
             )
