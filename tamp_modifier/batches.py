@@ -180,7 +180,10 @@ def import_function(path: str) -> TokenTypesFunction:
     except (ImportError, AttributeError):
         function = None
     if not callable(function):
-        raise ValueError(f"token_types_fn must name 'package.module:function', got {path!r}")
+        raise ValueError(
+            "token_types_fn must be 'package.module:function', of a function that can be imported, "
+            f"got {path!r}"
+        )
     return function
 
 

@@ -40,7 +40,7 @@ def parse_mask_structure(mask_structure: str) -> tuple[int, int]:
     Raises:
         ValueError: not of the form N:M, or not 0 < N < M.
     """
-    match = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", mask_structure)
+    match = re.fullmatch(r"\s*(0|[1-9][0-9]*)\s*:\s*(0|[1-9][0-9]*)\s*", mask_structure)
     prune_n, prune_m = (int(match[1]), int(match[2])) if match else (-1, -1)
     if (prune_n, prune_m) != UNSTRUCTURED and not 0 < prune_n < prune_m:
         raise ValueError(

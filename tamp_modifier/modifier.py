@@ -84,10 +84,11 @@ class TAMPModifier(Modifier):
     zeros: see `guard`. A run in which one comes back fails.
 
     Args:
-        preset: named values for the fields that are not given. "best" is what keeps the most in our
-            benchmark: SparseGPT's solver, a least-squares refit of the weights that stay, all
-            modalities counting the same, and sparsity that rises with depth. None, the default, is
-            the published method.
+        preset: named values for the fields that are not given. "best" is what to try first
+            (docs/quality.md says where it is ahead and where not): SparseGPT's solver, a
+            least-squares refit of the weights that stay, all samples and in them all modalities
+            counting the same, and above one half sparsity that rises with depth. None, the default,
+            is the method of the paper.
         sparsity: share of the weights of all target Linears that is pruned, in (0, 1).
         mask_structure: "0:0" for unstructured, or "N:M": of every M consecutive weights of a row, N
             are pruned, as in WandaPruningModifier. With ``sparsity`` N / M every Linear is N:M and
@@ -361,6 +362,12 @@ class TAMPModifier(Modifier):
 
     def _selection_rule(self) -> AnySelection:
         if self.selection != "amia":
+            for field in ("num_neighbors", "threshold"):
+                value = getattr(self, field)
+                if value != type(self).model_fields[field].default:
+                    raise ValueError(
+                        f"{field} is for selection 'amia', got {value} with {self.selection!r}"
+                    )
             return get_selection(self.selection, **self.selection_options)
         if self.selection_options:
             raise ValueError(

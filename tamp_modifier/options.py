@@ -18,7 +18,7 @@ def with_options(rule: Rule, label: str, options: Mapping[str, Any]) -> Rule:
         options: field -> number.
 
     Raises:
-        ValueError: an option that the rule does not have, or one that is not a number.
+        ValueError: an option that the rule does not have, that is not a number, or out of range.
     """
     allowed = [field.name for field in fields(rule)]  # type: ignore[arg-type]
     for name, value in options.items():
@@ -27,4 +27,7 @@ def with_options(rule: Rule, label: str, options: Mapping[str, Any]) -> Rule:
             raise ValueError(f"{label} has no option {name!r}; {has}")
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ValueError(f"option {name} of {label} must be a number, got {value!r}")
-    return replace(rule, **options)  # type: ignore[type-var]
+    try:
+        return replace(rule, **options)  # type: ignore[type-var]
+    except ValueError as error:
+        raise ValueError(f"{label}: {error}") from None

@@ -51,7 +51,7 @@ class Structure:
         Raises:
             ValueError: no mask structure, or one that does not reach the sparsity.
         """
-        free = re.fullmatch(r"\s*n\s*:\s*(\d+)\s*", text)
+        free = re.fullmatch(r"\s*n\s*:\s*(0|[1-9][0-9]*)\s*", text)
         prune_n, prune_m = (None, int(free[1])) if free else parse_mask_structure(text)
         if free and prune_m < 2:
             raise ValueError(f"mask_structure 'n:M' needs M of at least 2, got {text!r}")

@@ -34,7 +34,8 @@ def with_preset(fields: Mapping[str, Any]) -> dict[str, Any]:
     Options of a rule come with the rule: where the user gives another rule, the preset's options
     for its own one are left out. Where score or selection are the preset's, options that are given
     win one by one: ``score_options={"damping": 0.1}`` leaves the refit as it is. Options of an
-    allocation may exclude each other, so those that are given replace the preset's.
+    allocation may exclude each other, so those that are given replace the preset's. No options,
+    ``{}``, are the same as none given.
 
     Raises:
         ValueError: an unknown preset.
@@ -49,7 +50,7 @@ def with_preset(fields: Mapping[str, Any]) -> dict[str, Any]:
     replaced = {rule for rule in RULES.values() if fields.get(rule, preset[rule]) != preset[rule]}
     # The values are nobody's to change.
     added = deepcopy({f: value for f, value in preset.items() if RULES.get(f) not in replaced})
-    together = {**added, **fields}
+    together = {**added, **{f: v for f, v in fields.items() if not (f in added and v == {})}}
     for field in ("score_options", "selection_options"):
         ours, given = added.get(field), fields.get(field)
         if isinstance(ours, Mapping) and isinstance(given, Mapping):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +17,9 @@ from tamp_modifier.statistics import Hessian, RowScalars, Statistics, TokenCount
 
 AT_ONCE = 1 << 22
 """Weights that are compared at once."""
+
+MOST_REFIT = 1000
+"""Steps of the refit; 32 are as good as the exact solution, see docs/quality.md."""
 
 
 class Score(ABC):
@@ -116,8 +118,10 @@ class SparseGPT(Score):
     def __post_init__(self) -> None:
         if not 0.0 < self.damping <= 1.0:
             raise ValueError(f"damping must be in (0, 1], got {self.damping}")
-        if not 0 <= self.refit < math.inf or self.refit != int(self.refit):
-            raise ValueError(f"refit must be a whole number >= 0, got {self.refit}")
+        if not 0 <= self.refit <= MOST_REFIT or self.refit != int(self.refit):
+            raise ValueError(
+                f"refit must be a whole number from 0 to {MOST_REFIT}, got {self.refit}"
+            )
 
     def statistics(self, in_features: int) -> Hessian:
         return Hessian(in_features)

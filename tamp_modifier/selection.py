@@ -294,4 +294,7 @@ def get_selection(name: str, **options: Any) -> AnySelection:
     if unknown:
         has = f"its options are {', '.join(allowed)}" if allowed else "it has none"
         raise ValueError(f"selection {name!r} has no option {unknown[0]!r}; {has}")
-    return rule(**options)
+    try:
+        return rule(**options)
+    except ValueError as error:
+        raise ValueError(f"selection {name!r}: {error}") from None

@@ -202,7 +202,9 @@ def test_mask_structure_is_read(text: str, pair: tuple[int, int]) -> None:
     assert parse_mask_structure(text) == pair
 
 
-@pytest.mark.parametrize("text", ["", "2", "2-4", "4:2", "4:4", "0:4", "-2:4", "2:4:8", "a:b"])
+@pytest.mark.parametrize(
+    "text", ["", "2", "2-4", "4:2", "4:4", "0:4", "-2:4", "2:4:8", "a:b", "02:4"]
+)
 def test_other_mask_structures_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="mask_structure must be '0:0'.*got"):
         parse_mask_structure(text)

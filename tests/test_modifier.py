@@ -223,6 +223,8 @@ def test_the_report_tells_modalities_tokens_and_settings(tmp_path: Path) -> None
         ({"selection": "best"}, "selection must be one of"),
         ({"score": "hessian"}, "score must be one of"),
         ({"num_neighbors": 0}, "num_neighbors"),
+        ({"num_neighbors": 5, "selection": "all"}, "num_neighbors is for selection .amia., got 5"),
+        ({"threshold": 0.7, "preset": "best"}, "threshold is for selection .amia., got 0.7"),
         ({"threshold": -1.0}, "threshold"),
         ({"modality_token_ids": {"picture": 3}}, "unknown modality 'picture'"),
         ({"report_path": "report.txt"}, "report_path must end with .json"),

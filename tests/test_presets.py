@@ -43,6 +43,12 @@ def test_options_that_are_given_win_one_by_one() -> None:
     assert alone.score_options == {"damping": 0.1}
 
 
+@pytest.mark.parametrize("field", ["score_options", "selection_options", "allocation_options"])
+def test_no_options_are_none_given(field: str) -> None:
+    given: dict = {field: {}}
+    assert values(TAMPModifier(preset="best", **given)) == values(TAMPModifier(preset="best"))
+
+
 def test_options_of_a_rule_that_was_replaced_are_left_out() -> None:
     modifier = TAMPModifier(preset="best", score="wanda", allocation="uniform")
     assert modifier.score_options == modifier.allocation_options == {}
