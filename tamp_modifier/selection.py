@@ -235,7 +235,7 @@ class TextTokens(Selection):
         return text if text.numel() else torch.arange(outputs.shape[0], device=outputs.device)
 
 
-class BalancedTokens(Selection):
+class BalancedTokens(AllTokens):
     """Every token, weighted so that all samples count the same, and in each all modalities.
 
     In a sample of N tokens, N_m of them of modality m, a token of modality m has the weight
@@ -259,9 +259,6 @@ class BalancedTokens(Selection):
                 raise ValueError(f"{name} must be in [0, 1], got {value!r}")
         self.modalities = modalities
         self.samples = samples
-
-    def select(self, outputs: Tensor, token_types: Tensor, attention: Tensor | None) -> Tensor:
-        return torch.arange(outputs.shape[0], device=outputs.device)
 
     def weights(self, token_types: Tensor, sample_size: int) -> Tensor | None:
         _, which, counts = token_types.unique(return_inverse=True, return_counts=True)

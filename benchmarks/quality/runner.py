@@ -38,7 +38,7 @@ Plan = tuple[QualityModel, str, str, int]
 def plan(
     models: Iterable[QualityModel],
     methods: Sequence[str],
-    settings: Sequence[str] | None,
+    settings: Sequence[str],
     seeds: Sequence[int],
     quick: bool = False,
 ) -> list[Plan]:
@@ -47,7 +47,7 @@ def plan(
     Args:
         models: the models.
         methods: names of `METHODS`.
-        settings: of all models; None takes those of each.
+        settings: of all models; empty takes those of each.
         seeds: calibration seeds.
         quick: take the quick settings of each model.
 
@@ -55,7 +55,7 @@ def plan(
         ValueError: a setting or seed that there cannot be for these models, or settings in which
             none of the methods is one of its own.
     """
-    for setting in settings or ():
+    for setting in settings:
         parse_setting(setting)
     if settings and not any(applies(METHODS[m], s) for m in methods for s in settings):
         raise ValueError(

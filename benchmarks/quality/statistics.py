@@ -33,6 +33,11 @@ class Interval:
     low: float
     high: float
 
+    @property
+    def sign(self) -> int:
+        """1 or -1 where the interval is wholly on that side of zero, else 0."""
+        return (self.low > 0) - (self.high < 0)
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -49,6 +54,11 @@ class Comparison:
     nll: Interval
     by_seed: tuple[float, ...]
     p: float
+
+    @property
+    def nll_sign(self) -> int:
+        """`Interval.sign` of the NLL where every calibration seed is on the same side, else 0."""
+        return self.nll.sign if all(self.nll.sign * one > 0 for one in self.by_seed) else 0
 
 
 @dataclass(frozen=True)

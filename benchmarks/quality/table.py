@@ -204,13 +204,46 @@ def difference(nll: Interval) -> str:
     return f"{nll.value:+.3f} ({nll.low:+.3f} to {nll.high:+.3f})"
 
 
-def markdown(found: Sequence[Block]) -> str:
-    """All tables in Markdown."""
-    lines: list[str] = []
+def summary(found: Sequence[Block]) -> list[str]:
+    """Lines of one table of all comparisons: difference of what is kept, in points, and of NLL.
+
+    Bold where the preset is ahead clearly, in italics where it is behind clearly: the interval
+    leaves zero out and, for NLL, all calibration seeds are on one side.
+    """
+    rows = []
     for block in found:
-        title = MODELS[block.model].title if block.model in MODELS else block.model
-        label = "dense" if block.setting == "0" else setting_label(block.setting)
-        lines += [f"**{title}, {label}**", ""]
+        texts = []
+        for rival in RIVALS:
+            comparison = block.versus.get(rival)
+            if comparison is None:
+                texts.append("")
+                continue
+            kept, nll = comparison.retention, comparison.nll
+            texts.append(
+                f"{_marked(f'{100 * kept.value:+.1f}', kept.sign)} / "
+                f"{_marked(f'{nll.value:+.3f}', -comparison.nll_sign)} "
+                f"({len(comparison.by_seed)})"
+            )
+        if any(texts):
+            rows.append((_heading(block), *texts))
+    return _markdown(("the preset against", *map(title_of, RIVALS)), rows) if rows else []
+
+
+def _marked(text: str, side: int) -> str:
+    return {1: f"**{text}**", 0: text, -1: f"_{text}_"}[side]
+
+
+def _heading(block: Block) -> str:
+    title = MODELS[block.model].title if block.model in MODELS else block.model
+    label = "dense" if block.setting == "0" else setting_label(block.setting)
+    return f"{title}, {label}"
+
+
+def markdown(found: Sequence[Block]) -> str:
+    """All tables in Markdown, the summary first."""
+    lines = summary(found)
+    for block in found:
+        lines += [f"**{_heading(block)}**", ""]
         lines += _markdown(HEADERS, [cells_of_row(row) for row in block.rows])
         if block.versus:
             lines += _markdown(

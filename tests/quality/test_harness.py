@@ -25,7 +25,8 @@ from benchmarks.quality.cells import (
 from benchmarks.quality.methods import METHODS, Job, applies
 from benchmarks.quality.models import MODELS, BoxModel, SmolLM2
 from benchmarks.quality.runner import plan, run
-from benchmarks.quality.table import blocks, markdown
+from benchmarks.quality.statistics import Comparison, Interval
+from benchmarks.quality.table import Block, blocks, markdown, summary
 from tamp_modifier import TAMPModifier
 from tamp_modifier.demo import evaluation
 
@@ -265,6 +266,23 @@ def test_tables_refuse_what_cannot_be_compared() -> None:
     guessed = {"count": TaskItems([1, 0], [1, 1], [5, 5], [], 0.5)}
     with pytest.raises(ResultError, match="no task better than guessing"):
         blocks([example("dense", "0", tasks=guessed)])
+
+
+def test_the_summary_marks_what_is_clear() -> None:
+    ahead, behind = Interval(0.1, 0.05, 0.2), Interval(-0.1, -0.2, -0.05)
+    level = Interval(0.01, -0.1, 0.1)
+    versus = {
+        "wanda": Comparison(ahead, behind, (-0.1, -0.1), 0.01),
+        # One seed is on the other side.
+        "sparsegpt": Comparison(level, behind, (-0.3, 0.1), 0.01),
+        "tamp": Comparison(behind, ahead, (0.1, 0.1), 0.01),
+    }
+    lines = summary([Block("box", "2:4", [], versus, {})])
+    assert lines[2] == (
+        "| model in the box (pictures and text), 2:4 |  | **+10.0** / **-0.100** (2) "
+        "| +1.0 / -0.100 (2) | _-10.0_ / _+0.100_ (2) |"
+    )
+    assert summary([Block("box", "50", [], {}, {})]) == []
 
 
 def test_a_model_that_answers_nothing_names_its_cell(

@@ -16,6 +16,7 @@ from benchmarks.quality.statistics import (
     compare,
     draws,
     items_of,
+    kept_difference,
     mean_nll,
     nll_difference,
     retention,
@@ -182,6 +183,15 @@ def test_the_lead_of_some_tasks_is_that_of_cells_with_these_alone() -> None:
     whole = compare(ours, rival, dense)
     assert whole.nll == nll_difference(ours, rival, dense, list(dense.nll))
     assert mean(whole.by_seed) == pytest.approx(whole.nll.value)
+
+    base = cell("dense", 0, answers(0.9, 0.1, 0))
+    picked = {task: list(range(30))}
+    kept = kept_difference(ours, rival, dense, [task])
+    wanted = slow_retention(cells["a"], base, picked) - slow_retention(cells["bb"], base, picked)
+    assert kept.value == pytest.approx(wanted) and kept.low < kept.value < kept.high
+    assert whole.retention == kept_difference(ours, rival, dense)
+    with pytest.raises(ResultError, match="no task better than guessing"):
+        kept_difference(ours, rival, dense, ["another task"])
 
 
 def test_other_seeds_or_items_cannot_be_paired() -> None:
