@@ -141,11 +141,13 @@ METHODS: dict[str, Method] = {
         _tamp("best", 'TAMPModifier(preset="best")', preset="best"),
     )
 }
-"""The last three are a ladder: what the damping, the refit, and balance with the line over depth
-each add."""
-
 RIVALS = ("magnitude", "wanda", "sparsegpt", "tamp")
 """The ones that the preset is tested against. With N:M published TAMP is AMIA alone."""
+
+
+STEPS = ("sparsegpt", "solver", "refit", "best")
+"""From SparseGPT to the preset: damping, exact counts and ties, then the refit, then balance and
+the line over depth."""
 
 
 def applies(method: Method, setting: str) -> bool:

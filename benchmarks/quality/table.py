@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from benchmarks.quality.cells import DENSE, Cell, ResultError
-from benchmarks.quality.methods import METHODS, RIVALS
+from benchmarks.quality.methods import METHODS, RIVALS, STEPS
 from benchmarks.quality.models import MODELS
 from benchmarks.quality.statistics import (
     Comparison,
@@ -29,6 +30,7 @@ VERSUS = (
     "NLL, seed by seed",
     "p",
 )
+STEP = ("step", *VERSUS[1:])
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Block:
         versus: rival -> comparison.
         kinds: rival -> kind of task -> difference of retention, None where the dense model can do
             no task of it, and of NLL.
+        steps: method -> comparison with the one before it in `STEPS`.
     """
 
     model: str
@@ -70,6 +73,7 @@ class Block:
     rows: list[Row]
     versus: dict[str, Comparison]
     kinds: dict[str, dict[str, tuple[Interval | None, Interval]]]
+    steps: dict[str, Comparison]
 
 
 def blocks(cells: Sequence[Cell]) -> list[Block]:
@@ -90,7 +94,7 @@ def blocks(cells: Sequence[Cell]) -> list[Block]:
                 raise ResultError(
                     f"{' '.join(map(str, cell.key))} has other items than the dense model"
                 )
-        found.append(Block(model, "0", [_row(DENSE, dense_cells, dense)], {}, {}))
+        found.append(Block(model, "0", [_row(DENSE, dense_cells, dense)], {}, {}, {}))
         settings = {cell.setting for cell in mine if cell.method != DENSE}
         for setting in sorted(settings, key=setting_order):
             here = [cell for cell in mine if cell.setting == setting]
@@ -112,26 +116,37 @@ def _block(model: str, setting: str, cells: Sequence[Cell], dense: Items) -> Blo
         for kind, tasks in (MODELS[model].kinds() if model in MODELS else {}).items()
     }
     for rival in RIVALS:
-        # With N:M published TAMP is AMIA alone, and both have the same cells.
-        if rival in by_method and OURS in by_method:
-            seeds = {c.seed for c in by_method[rival]} & {c.seed for c in by_method[OURS]}
-            if seeds:
-                ours, theirs = (
-                    items_of([c for c in by_method[name] if c.seed in seeds])
-                    for name in (OURS, rival)
+        # With N:M TAMP is AMIA alone, and both have the same cells.
+        pair = _pair(by_method, OURS, rival)
+        if pair is not None:
+            versus[rival] = compare(*pair, dense)
+            kinds[rival] = {
+                kind: (
+                    kept_difference(*pair, dense, tasks) if set(tasks) & set(dense.able) else None,
+                    nll_difference(*pair, dense, tasks),
                 )
-                versus[rival] = compare(ours, theirs, dense)
-                kinds[rival] = {
-                    kind: (
-                        kept_difference(ours, theirs, dense, tasks)
-                        if set(tasks) & set(dense.able)
-                        else None,
-                        nll_difference(ours, theirs, dense, tasks),
-                    )
-                    for kind, tasks in groups.items()
-                    if tasks
-                }
-    return Block(model, setting, rows, versus, kinds)
+                for kind, tasks in groups.items()
+                if tasks
+            }
+    steps = {}
+    for before, name in pairwise(STEPS):
+        pair = _pair(by_method, name, before)
+        if pair is not None:
+            steps[name] = compare(*pair, dense)
+    return Block(model, setting, rows, versus, kinds, steps)
+
+
+def _pair(
+    by_method: Mapping[str, Sequence[Cell]], first: str, second: str
+) -> tuple[Items, Items] | None:
+    """Items of two methods over the calibration seeds that both have; None where there are none."""
+    seeds = {c.seed for c in by_method.get(first, ())} & {c.seed for c in by_method.get(second, ())}
+    if not seeds:
+        return None
+    ours, theirs = (
+        items_of([c for c in by_method[name] if c.seed in seeds]) for name in (first, second)
+    )
+    return ours, theirs
 
 
 def _row(name: str, cells: Sequence[Cell], dense: Items) -> Row:
@@ -248,6 +263,10 @@ def markdown(found: Sequence[Block]) -> str:
         if block.versus:
             lines += _markdown(
                 VERSUS, [cells_of_comparison(name, found) for name, found in block.versus.items()]
+            )
+        if block.steps:
+            lines += _markdown(
+                STEP, [cells_of_comparison(name, found) for name, found in block.steps.items()]
             )
         kinds = next(iter(block.kinds.values()), {})
         if kinds:

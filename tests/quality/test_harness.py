@@ -277,12 +277,12 @@ def test_the_summary_marks_what_is_clear() -> None:
         "sparsegpt": Comparison(level, behind, (-0.3, 0.1), 0.01),
         "tamp": Comparison(behind, ahead, (0.1, 0.1), 0.01),
     }
-    lines = summary([Block("box", "2:4", [], versus, {})])
+    lines = summary([Block("box", "2:4", [], versus, {}, {})])
     assert lines[2] == (
         "| model in the box (pictures and text), 2:4 |  | **+10.0** / **-0.100** (2) "
         "| +1.0 / -0.100 (2) | _-10.0_ / _+0.100_ (2) |"
     )
-    assert summary([Block("box", "50", [], {}, {})]) == []
+    assert summary([Block("box", "50", [], {}, {}, {})]) == []
 
 
 def test_a_model_that_answers_nothing_names_its_cell(
@@ -301,7 +301,7 @@ def test_packed_results_print_the_same_tables(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for seed in (0, 1):
-        for method in ("wanda", "sparsegpt", "best"):
+        for method in ("wanda", "sparsegpt", "solver", "refit", "best"):
             for setting in ("50", "2:4"):
                 save(tmp_path / "cells", example(method, setting, seed))
     save(tmp_path / "cells", example("dense", "0", reached=0.0))
@@ -315,6 +315,12 @@ def test_packed_results_print_the_same_tables(
     assert "box (pictures and text), 50 %**" in printed[0] and "2:4**" in printed[0]
     assert "| the preset against |" in printed[0]
     assert "| NLL against | picture |" in printed[0]
+    steps = printed[0].partition("| step | kept, difference |")[2].splitlines()[2:5]
+    assert [line.split(" | ")[0] for line in steps] == [
+        "| SparseGPT, our damping",
+        "| SparseGPT, our damping, refit",
+        '| TAMPModifier(preset="best")',
+    ]
     assert {path.name for path in (tmp_path / "f").iterdir()} == {
         "quality.png",
         "quality-tasks-box.png",
