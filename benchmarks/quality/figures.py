@@ -76,7 +76,8 @@ def retention_figure(found: Sequence[Block]) -> Figure:
                 "elinewidth": 1.0,
                 "zorder": 3 if method == OURS else 2,
             }
-            for pattern in (False, True):  # 2:4 is a point of its own, no end of a line
+            # Patterns are points of their own, no end of a line.
+            for pattern, line in ((False, style["linestyle"]), (True, "none")):
                 part = [p for p in points if (":" in mine[p[0]].setting) == pattern]
                 if part:
                     x = [position + shift for position, _ in part]
@@ -87,7 +88,8 @@ def retention_figure(found: Sequence[Block]) -> Figure:
                         low = [max(scale * (v.value - v.low), 0.0) for v in found_here]
                         high = [max(scale * (v.high - v.value), 0.0) for v in found_here]
                         error = [low, high] if with_interval else None
-                        labels[title_of(method)] = axis.errorbar(x, y, error, **style)
+                        drawn = axis.errorbar(x, y, error, **{**style, "linestyle": line})
+                        labels.setdefault(title_of(method), drawn)
         axes[0].axhline(100, color="grey", linestyle=":", linewidth=1)
         axes[1].axhline(dense.nll.value, color="grey", linestyle=":", linewidth=1)
         axes[0].set_ylabel("accuracy relative to dense, %")
