@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks.packages import SetUpError
 from benchmarks.quality import cells as files
-from benchmarks.quality.methods import METHODS
+from benchmarks.quality.methods import METHODS, QUICK
 from benchmarks.quality.models import CALIBRATION_SEEDS, MODELS
 from benchmarks.quality.table import blocks, markdown
 from tamp_modifier.folders import probe
@@ -113,7 +113,7 @@ def _measure(args: argparse.Namespace, output: Path) -> None:
 
     names = args.models or (["box"] if args.quick else None)
     models = [MODELS[name](args.data) for name in _known("model", names, MODELS)]
-    methods = _known("method", args.methods, METHODS)
+    methods = _known("method", args.methods or (list(QUICK) if args.quick else None), METHODS)
     settings = list(dict.fromkeys(args.settings or []))
     # One seed more or less is no other benchmark, so quick cells count in the full run too.
     seeds = list(dict.fromkeys(args.seeds or ([0] if args.quick else CALIBRATION_SEEDS)))

@@ -141,6 +141,9 @@ METHODS: dict[str, Method] = {
         _tamp("best", 'TAMPModifier(preset="best")', preset="best"),
     )
 }
+QUICK = tuple(m for m in METHODS if m not in ("atp", "das_numel", "default", "solver", "refit"))
+"""Those of the quick setting, without the ones that take longest or are near another."""
+
 RIVALS = ("magnitude", "wanda", "sparsegpt", "tamp")
 """The ones that the preset is tested against. With N:M published TAMP is AMIA alone."""
 
