@@ -49,7 +49,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--figures", type=Path, metavar="FOLDER", help="draw figures of the results"
     )
-    parser.add_argument("--pack", type=Path, metavar="FOLDER", help="write one file a model")
+    parser.add_argument(
+        "--pack", type=Path, metavar="FOLDER", help="write one file a model and seed"
+    )
     return parser
 
 

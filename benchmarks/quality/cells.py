@@ -279,17 +279,19 @@ def check_same(
 
 
 def pack(cells: Iterable[Cell], folder: Path) -> list[Path]:
-    """Writes all cells into one file a model, one cell a line; no file where one is refused.
+    """Writes all cells into one file a model and calibration seed, one cell a line.
+
+    No file is written where one is refused.
 
     Raises:
         ResultError: a file is there that has cells which the new one would not have, or would have
             otherwise.
     """
-    by_model: dict[str, list[Cell]] = {}
+    by_file: dict[str, list[Cell]] = {}
     for cell in cells:
-        by_model.setdefault(cell.model, []).append(cell)
-    for model, members in by_model.items():
-        path = folder / f"{model}.json"
+        by_file.setdefault(f"{cell.model}-{cell.seed}", []).append(cell)
+    for name, members in by_file.items():
+        path = folder / f"{name}.json"
         new = {cell.key: cell for cell in members}
         before = load(path) if path.exists() else []
         for what, keys in (
@@ -302,8 +304,8 @@ def pack(cells: Iterable[Cell], folder: Path) -> list[Path]:
                     " it is not overwritten, move it away first"
                 )
     folder.mkdir(parents=True, exist_ok=True)
-    parts = {folder / f"{model}.part": folder / f"{model}.json" for model in by_model}
-    for part, members in zip(parts, by_model.values(), strict=True):
+    parts = {folder / f"{name}.part": folder / f"{name}.json" for name in by_file}
+    for part, members in zip(parts, by_file.values(), strict=True):
         lines = ",\n".join(json.dumps(asdict(cell), separators=(",", ":")) for cell in members)
         head = f'{{"format": "{FORMAT}", "format_version": {FORMAT_VERSION}, "cells": [\n'
         part.write_text(f"{head}{lines}\n]}}\n", encoding="utf-8")

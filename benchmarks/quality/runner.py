@@ -95,7 +95,7 @@ def run(cells: Sequence[Plan], folder: Path, say: Callable[[str], None]) -> None
     """
     for model in dict.fromkeys(model for model, *_ in cells):
         model.check()
-        if (folder / f"{model.name}.json").exists():
+        if any(folder.glob(f"{model.name}-*.json")):
             raise ResultError(f"{folder} has packed results; cells go into another --output")
         probe(folder / model.name)
     missing = []

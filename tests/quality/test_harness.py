@@ -232,17 +232,17 @@ def test_seeds_of_other_recipes_do_not_mix(tmp_path: Path) -> None:
 
 
 def test_packing_never_loses_cells_that_were_packed_before(tmp_path: Path) -> None:
-    cells = [example(), example(seed=1)]
-    (path,) = pack(cells, tmp_path)
+    cells = [example(), example("tamp"), example(seed=1)]
+    path, other = pack(cells, tmp_path)
+    assert [p.name for p in (path, other)] == ["box-0.json", "box-1.json"]
     before = path.read_bytes()
-    with pytest.raises(ResultError, match="1 cells that are not packed now, such as box"):
-        pack(cells[:1], tmp_path)
+    with pytest.raises(ResultError, match="1 cells that are not packed now, such as box tamp 50 0"):
+        pack([example()], tmp_path)
+    with pytest.raises(ResultError, match="1 cells that are others now, such as box tamp 50 0"):
+        pack([example(), example("tamp", reached=0.4), example(seed=1)], tmp_path)
     assert path.read_bytes() == before
-    with pytest.raises(ResultError, match="1 cells that are others now, such as box wanda 50 1"):
-        pack([cells[0], example(seed=1, reached=0.4)], tmp_path)
-    assert path.read_bytes() == before
-    pack([*cells, example(seed=2)], tmp_path)
-    assert len(load(path)) == 3
+    pack([*cells, example("owl")], tmp_path)
+    assert len(load(path)) == 3 and len(load_folder(tmp_path)) == 4
 
 
 def test_packing_writes_all_files_or_none(tmp_path: Path) -> None:
@@ -250,11 +250,11 @@ def test_packing_writes_all_files_or_none(tmp_path: Path) -> None:
     with pytest.raises(ResultError, match="others now"):
         pack([example(model="another"), example()], tmp_path)
     (tmp_path / "new").mkdir()
-    (tmp_path / "new" / "box.part").mkdir()
+    (tmp_path / "new" / "box-0.part").mkdir()
     with pytest.raises(IsADirectoryError):
         pack([example(model="another"), example()], tmp_path / "new")
     assert not list((tmp_path / "new").glob("*.json"))
-    assert [path.name for path in tmp_path.glob("*.*")] == ["box.json"]
+    assert [path.name for path in tmp_path.glob("*.*")] == ["box-0.json"]
     with pytest.raises(ResultError, match="has packed results; cells go into another --output"):
         run([(BoxModel(Path()), "wanda", "50", 0)], tmp_path, print)
 
@@ -306,7 +306,7 @@ def test_packed_results_print_the_same_tables(
                 save(tmp_path / "cells", example(method, setting, seed))
     save(tmp_path / "cells", example("dense", "0", reached=0.0))
     pack(load_folder(tmp_path / "cells"), tmp_path / "packed")
-    assert [path.name for path in (tmp_path / "packed").iterdir()] == ["box.json"]
+    assert {p.name for p in (tmp_path / "packed").iterdir()} == {"box-0.json", "box-1.json"}
     printed = []
     for folder in ("cells", "packed"):
         assert main(["--table", str(tmp_path / folder), "--figures", str(tmp_path / "f")]) == 0
