@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 UNSTRUCTURED = (0, 0)
+NUMBER = r"(0|[1-9][0-9]*)"  # of a mask structure: ASCII digits, so that each has one spelling
 MAX_RANKED_GROUP = 16  # up to this M, comparing all pairs of a group beats selecting
 
 
@@ -40,7 +41,7 @@ def parse_mask_structure(mask_structure: str) -> tuple[int, int]:
     Raises:
         ValueError: not of the form N:M, or not 0 < N < M.
     """
-    match = re.fullmatch(r"\s*(0|[1-9][0-9]*)\s*:\s*(0|[1-9][0-9]*)\s*", mask_structure)
+    match = re.fullmatch(rf"\s*{NUMBER}\s*:\s*{NUMBER}\s*", mask_structure)
     prune_n, prune_m = (int(match[1]), int(match[2])) if match else (-1, -1)
     if (prune_n, prune_m) != UNSTRUCTURED and not 0 < prune_n < prune_m:
         raise ValueError(

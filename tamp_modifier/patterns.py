@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tamp_modifier.budget import round_to_budget, some
-from tamp_modifier.masks import parse_mask_structure
+from tamp_modifier.masks import NUMBER, parse_mask_structure
 from tamp_modifier.steps import Steps, nearest_steps
 
 DENSE = "dense"
@@ -51,7 +51,7 @@ class Structure:
         Raises:
             ValueError: no mask structure, or one that does not reach the sparsity.
         """
-        free = re.fullmatch(r"\s*n\s*:\s*(0|[1-9][0-9]*)\s*", text)
+        free = re.fullmatch(rf"\s*n\s*:\s*{NUMBER}\s*", text)
         prune_n, prune_m = (None, int(free[1])) if free else parse_mask_structure(text)
         if free and prune_m < 2:
             raise ValueError(f"mask_structure 'n:M' needs M of at least 2, got {text!r}")

@@ -67,6 +67,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _main(args: argparse.Namespace) -> None:
     _refuse_ignored(args)
+    if args.table is not None and not args.table.is_dir():
+        raise ValueError(f"--table {args.table} is not a folder")
     source = args.table or args.output or OUTPUT
     if args.pack is not None and args.pack.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"--pack {args.pack} is where the results are; give another folder")
@@ -80,8 +82,6 @@ def _main(args: argparse.Namespace) -> None:
         _measure(args, source)
         if args.prepare:
             return
-    elif not args.table.is_dir():
-        raise ValueError(f"--table {args.table} is not a folder")
     _show(source, args)
 
 

@@ -151,18 +151,19 @@ def parse_setting(setting: str) -> tuple[float, str]:
     Raises:
         ValueError: something else.
     """
-    if setting in _PATTERNS:
-        prune, _, group = setting.partition(":")
-        return int(prune) / int(group), setting
-    if setting in map(str, range(1, 100)):
-        return int(setting) / 100, "0:0"
-    raise ValueError(
-        "setting must be a sparsity in percent (1 to 99) or N:M with N below M and M one of "
-        f"{', '.join(map(str, GROUPS))}, got {setting!r}"
-    )
+    if setting not in _SETTINGS:
+        raise ValueError(
+            "setting must be a sparsity in percent (1 to 99) or N:M with N below M and M one of "
+            f"{', '.join(map(str, GROUPS))}, got {setting!r}"
+        )
+    return _SETTINGS[setting]
 
 
-_PATTERNS = {f"{prune}:{group}" for group in GROUPS for prune in range(1, group)}
+_SETTINGS = {str(percent): (percent / 100, "0:0") for percent in range(1, 100)} | {
+    f"{prune}:{group}": (prune / group, f"{prune}:{group}")
+    for group in GROUPS
+    for prune in range(1, group)
+}
 
 
 def path_of(folder: Path, key: tuple[str, str, str, int]) -> Path:

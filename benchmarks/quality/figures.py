@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +10,16 @@ import numpy as np
 
 from benchmarks.quality.cells import DENSE, Cell
 from benchmarks.quality.methods import METHODS, RIVALS
-from benchmarks.quality.models import MODELS
-from benchmarks.quality.statistics import items_of
-from benchmarks.quality.table import OURS, Block, blocks, setting_label, setting_order, title_of
+from benchmarks.quality.statistics import Interval, items_of
+from benchmarks.quality.table import (
+    OURS,
+    Block,
+    blocks,
+    model_title,
+    setting_label,
+    setting_order,
+    title_of,
+)
 from tamp_modifier.figures import COLOURS, MARKERS, new_figure, save_figure
 
 if TYPE_CHECKING:
@@ -83,12 +90,8 @@ def retention_figure(found: Sequence[Block]) -> Figure:
                     x = [position + shift for position, _ in part]
                     values = ([row.kept for _, row in part], [row.nll for _, row in part])
                     for axis, found_here, scale in zip(axes, values, (100, 1), strict=True):
-                        y = [scale * value.value for value in found_here]
-                        # The interval itself may lie to one side of the value.
-                        low = [max(scale * (v.value - v.low), 0.0) for v in found_here]
-                        high = [max(scale * (v.high - v.value), 0.0) for v in found_here]
-                        error = [low, high] if with_interval else None
-                        drawn = axis.errorbar(x, y, error, **{**style, "linestyle": line})
+                        look = {**style, "linestyle": line}
+                        drawn = _draw_points(axis, x, found_here, scale, with_interval, look)
                         labels.setdefault(title_of(method), drawn)
         axes[0].axhline(100, color="grey", linestyle=":", linewidth=1)
         axes[1].axhline(dense.nll.value, color="grey", linestyle=":", linewidth=1)
@@ -99,7 +102,7 @@ def retention_figure(found: Sequence[Block]) -> Figure:
         axes[1].yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
         axes[1].yaxis.set_minor_formatter("{x:g}")
         for axis in axes:
-            axis.set_title(MODELS[model].title if model in MODELS else model, fontsize=10)
+            axis.set_title(model_title(model), fontsize=10)
             axis.set_xticks(range(len(settings)), [setting_label(s) for s in settings])
             axis.set_xlabel("pruned")
             axis.grid(alpha=0.3)
@@ -108,6 +111,22 @@ def retention_figure(found: Sequence[Block]) -> Figure:
     handles = [labels[title] for title in shown]
     figure.legend(handles, shown, loc="outside right upper", frameon=False)
     return figure
+
+
+def _draw_points(
+    axis: Any,
+    x: Sequence[float],
+    values: Sequence[Interval],
+    scale: int,
+    with_interval: bool,
+    style: Mapping[str, Any],
+) -> Any:
+    """Values times `scale`, if wanted with their intervals."""
+    # The value itself may lie outside of its interval.
+    low = [max(scale * (v.value - v.low), 0.0) for v in values]
+    high = [max(scale * (v.high - v.value), 0.0) for v in values]
+    error = [low, high] if with_interval else None
+    return axis.errorbar(x, [scale * v.value for v in values], error, **style)
 
 
 def task_figure(cells: Sequence[Cell]) -> Figure | None:

@@ -146,10 +146,10 @@ def retention(found: Items, dense: Items, tasks: Collection[str] | None = None) 
     Raises:
         ResultError: there is no such task.
     """
-    able = _able(dense, tasks)
-    if not able:
+    known = able(dense, tasks)
+    if not known:
         raise ResultError("the dense model does no task better than guessing")
-    return float(np.mean([found.right[task].mean() / dense.right[task].mean() for task in able]))
+    return float(np.mean([found.right[task].mean() / dense.right[task].mean() for task in known]))
 
 
 def mean_nll(found: Items, tasks: Collection[str] | None = None) -> float:
@@ -177,7 +177,8 @@ def _means(values: np.ndarray, often: np.ndarray) -> np.ndarray:
     return np.where(total > 0, often @ values / np.maximum(total, 1), np.nan)
 
 
-def _able(dense: Items, tasks: Collection[str] | None) -> list[str]:
+def able(dense: Items, tasks: Collection[str] | None) -> list[str]:
+    """Those of the tasks, by default of all, that the dense model can do."""
     return [task for task in dense.able if tasks is None or task in tasks]
 
 
@@ -188,7 +189,7 @@ def _retentions(
     tasks: Collection[str] | None = None,
 ) -> np.ndarray:
     shares = []
-    for task in _able(dense, tasks):
+    for task in able(dense, tasks):
         base = _means(dense.right[task], drawn[task])
         # A draw in which the dense model is never right says nothing about this task.
         share = _means(found.right[task], drawn[task]) / np.where(base > 0, base, np.nan)

@@ -13,6 +13,7 @@ from benchmarks.quality.statistics import (
     Comparison,
     Interval,
     Items,
+    able,
     asked,
     compare,
     items_of,
@@ -122,7 +123,7 @@ def _block(model: str, setting: str, cells: Sequence[Cell], dense: Items) -> Blo
             versus[rival] = compare(*pair, dense)
             kinds[rival] = {
                 kind: (
-                    kept_difference(*pair, dense, tasks) if set(tasks) & set(dense.able) else None,
+                    kept_difference(*pair, dense, tasks) if able(dense, tasks) else None,
                     nll_difference(*pair, dense, tasks),
                 )
                 for kind, tasks in groups.items()
@@ -176,6 +177,11 @@ def setting_label(setting: str) -> str:
 def title_of(method: str) -> str:
     """What a method is called in tables and figures."""
     return METHODS[method].title if method in METHODS else method
+
+
+def model_title(model: str) -> str:
+    """What a model is called in tables and figures."""
+    return MODELS[model].title if model in MODELS else model
 
 
 def _model_order(name: str) -> tuple[int, str]:
@@ -249,9 +255,8 @@ def _marked(text: str, side: int) -> str:
 
 
 def _heading(block: Block) -> str:
-    title = MODELS[block.model].title if block.model in MODELS else block.model
     label = "dense" if block.setting == "0" else setting_label(block.setting)
-    return f"{title}, {label}"
+    return f"{model_title(block.model)}, {label}"
 
 
 def markdown(found: Sequence[Block]) -> str:
