@@ -141,12 +141,12 @@ METHODS: dict[str, Method] = {
         _tamp("best", 'TAMPModifier(preset="best")', preset="best"),
     )
 }
+
 QUICK = tuple(m for m in METHODS if m not in ("atp", "das_numel", "default", "solver", "refit"))
 """Those of the quick setting, without the ones that take longest or are near another."""
 
 RIVALS = ("magnitude", "wanda", "sparsegpt", "tamp")
-"""The ones that the preset is tested against. With N:M published TAMP is AMIA alone."""
-
+"""The ones that the preset is tested against. With N:M TAMP is AMIA alone."""
 
 STEPS = ("sparsegpt", "solver", "refit", "best")
 """From SparseGPT to the preset: damping, exact counts and ties, then the refit, then balance and

@@ -97,6 +97,10 @@ class Items:
             if at_least(len(right), round(float(right.sum())), self.chance[task]) <= GUESSED
         )
 
+    def able_of(self, tasks: Collection[str] | None) -> list[str]:
+        """Those of the tasks, by default of all, that are in `able`."""
+        return [task for task in self.able if tasks is None or task in tasks]
+
 
 def items_of(cells: Sequence[Cell]) -> Items:
     """Means over the cells of one model, method and setting.
@@ -146,7 +150,7 @@ def retention(found: Items, dense: Items, tasks: Collection[str] | None = None) 
     Raises:
         ResultError: there is no such task.
     """
-    known = able(dense, tasks)
+    known = dense.able_of(tasks)
     if not known:
         raise ResultError("the dense model does no task better than guessing")
     return float(np.mean([found.right[task].mean() / dense.right[task].mean() for task in known]))
@@ -177,11 +181,6 @@ def _means(values: np.ndarray, often: np.ndarray) -> np.ndarray:
     return np.where(total > 0, often @ values / np.maximum(total, 1), np.nan)
 
 
-def able(dense: Items, tasks: Collection[str] | None) -> list[str]:
-    """Those of the tasks, by default of all, that the dense model can do."""
-    return [task for task in dense.able if tasks is None or task in tasks]
-
-
 def _retentions(
     found: Items,
     dense: Items,
@@ -189,7 +188,7 @@ def _retentions(
     tasks: Collection[str] | None = None,
 ) -> np.ndarray:
     shares = []
-    for task in able(dense, tasks):
+    for task in dense.able_of(tasks):
         base = _means(dense.right[task], drawn[task])
         # A draw in which the dense model is never right says nothing about this task.
         share = _means(found.right[task], drawn[task]) / np.where(base > 0, base, np.nan)

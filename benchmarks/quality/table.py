@@ -13,7 +13,6 @@ from benchmarks.quality.statistics import (
     Comparison,
     Interval,
     Items,
-    able,
     asked,
     compare,
     items_of,
@@ -123,7 +122,7 @@ def _block(model: str, setting: str, cells: Sequence[Cell], dense: Items) -> Blo
             versus[rival] = compare(*pair, dense)
             kinds[rival] = {
                 kind: (
-                    kept_difference(*pair, dense, tasks) if able(dense, tasks) else None,
+                    kept_difference(*pair, dense, tasks) if dense.able_of(tasks) else None,
                     nll_difference(*pair, dense, tasks),
                 )
                 for kind, tasks in groups.items()
