@@ -13,6 +13,9 @@ QUANTIZATION = "tamp_sparse"
 
 def register() -> None:
     """Tell vLLM about the method; harmless when called again, as vLLM does in every process."""
+    from tamp_modifier.sparse.amx import request_amx
+
+    request_amx()  # vLLM's attention uses tiles, and no dense Linear asks for them
     from vllm.model_executor.layers.quantization import (
         QUANTIZATION_METHODS,
         register_quantization_config,

@@ -23,6 +23,7 @@ from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tenso
 )
 from vllm.model_executor.models.utils import WeightsMapper
 
+from tamp_modifier.sparse.amx import request_amx
 from tamp_modifier.sparse.serialization import INNER_KEY, QUANT_METHOD
 from tamp_modifier.vllm_plugin import QUANTIZATION
 from tamp_modifier.vllm_plugin.linear import SparseLinearMethod, Summary
@@ -119,6 +120,7 @@ class TampSparseConfig(QuantizationConfig):
 
     def get_quant_method(self, layer: nn.Module, prefix: str) -> QuantizeMethodBase | None:
         """The method of one layer; sparse for the pruned Linears, vLLM's own for all others."""
+        request_amx()  # `register` may have run before this process was forked
         if self.inner is not None:
             # By reference in vLLM, and filled in after this object was made.
             self.inner.packed_modules_mapping = self.packed_modules_mapping

@@ -25,6 +25,15 @@ def server(
         yield running
 
 
+def test_the_first_request_is_text_alone(
+    server: Server, questions: list[dict[str, str]], served: dict[str, dict[str, Any]]
+) -> None:
+    """No picture has had a dense Linear ask for AMX before; see `tamp_modifier.sparse.amx`."""
+    choice = server.chat(questions[100]["question"], max_tokens=8)
+    expected = served["box"]["outputs"][100]["text"].split()
+    assert "picture" not in questions[100] and choice["message"]["content"].split() == expected
+
+
 def test_text_and_pictures_are_answered_as_in_process(
     server: Server, questions: list[dict[str, str]], served: dict[str, dict[str, Any]]
 ) -> None:
