@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from tamp_modifier.checkpoint.completeness import lacking
+
 
 def load_config(model: str) -> Any:
     """The config of a model; of an Omni model, that of the part that reads and writes text.
@@ -64,12 +66,16 @@ def load_model(model: str, config: Any, dtype: str | torch.dtype = "auto") -> An
         dtype: type of the weights; "auto" takes the type that they are stored in.
 
     Raises:
-        ValueError: the weights cannot be loaded.
+        ValueError: the weights cannot be loaded, or some are missing.
     """
     try:
-        found = model_class(config).from_pretrained(model, dtype=dtype)
+        found, info = model_class(config).from_pretrained(
+            model, dtype=dtype, output_loading_info=True
+        )
     except Exception as error:  # transformers and safetensors raise many kinds
         raise ValueError(f"{model}: the model cannot be loaded: {_one(error)}") from None
+    if info["missing_keys"]:
+        raise ValueError(lacking(model, type(found), info["missing_keys"]))
     return found.eval()
 
 

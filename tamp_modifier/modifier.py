@@ -35,6 +35,7 @@ from tamp_modifier.sparse import CONFIG_KEY, config_marker
 from tamp_modifier.targets import Target
 from tamp_modifier.tokens import is_multimodal, modality_token_ids, parse_modality_token_ids
 from tamp_modifier.tracing import complete_tracing
+from tamp_modifier.upstream.experts import check_experts
 
 __all__ = ["TAMPModifier"]
 
@@ -268,6 +269,7 @@ class TAMPModifier(Modifier):
             raise ValueError("TAMPModifier needs calibration data; give `dataset` to oneshot")
         if self.report_path is not None and is_source_process():
             check_writable(self.report_path)
+        check_experts(state.model, active_session().lifecycle.recipe.modifiers)
         run = PruningRun(self, state.model)
         check_others(run.targets, self.report_path, self._others())
         self._run = run

@@ -1,6 +1,6 @@
 """Completes the config.json of a pruned model that was saved.
 
-Two things are missing from what llm-compressor writes:
+Three things are wrong with what llm-compressor writes:
 
 - It may put the original config.json in the place of the one that was saved, and with it goes the
   marker by which vLLM serves the zeros sparse.
@@ -8,6 +8,8 @@ Two things are missing from what llm-compressor writes:
   the checkpoint. vLLM goes by these. transformers goes by the names of its modules, which differ
   for multimodal models, and so takes their towers for quantized: the logits become NaN. With both
   names in the list both load it.
+- The experts of a mixture of experts have names that few architectures read: see
+  `upstream.experts`. What was written is therefore compared with what the architecture reads.
 """
 
 from __future__ import annotations
@@ -22,8 +24,11 @@ from typing import Any
 from compressed_tensors.distributed import is_source_process
 from compressed_tensors.quantization.utils import is_module_quantized
 from torch import nn
+from transformers import PreTrainedModel
 
+from tamp_modifier.checkpoint.completeness import read_header, require_complete
 from tamp_modifier.sparse import CONFIG_KEY
+from tamp_modifier.upstream.experts import experts_as_read
 
 _DONE = "_tamp_completes"
 
@@ -37,13 +42,28 @@ def complete_when_saved(model: Any) -> None:
 
     @wraps(save)
     def complete(save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
-        result = save(save_directory, *args, **kwargs)
+        saved: Any = reference()
+        with experts_as_read(saved):
+            result = save(save_directory, *args, **kwargs)
         if is_source_process():
-            complete_config(Path(save_directory) / "config.json", reference())
+            complete_config(Path(save_directory) / "config.json", saved)
+            _check_saved(Path(save_directory), saved)
         return result
 
     setattr(complete, _DONE, True)
     model.save_pretrained = complete
+
+
+def _check_saved(folder: Path, model: Any) -> None:
+    """Checks that the checkpoint brings back every parameter of the model.
+
+    Raises:
+        ValueError: it does not; names the parameters.
+    """
+    if not isinstance(model, PreTrainedModel):
+        return
+    config = type(model.config).from_pretrained(folder)
+    require_complete(type(model), config, read_header(sorted(folder.glob("*.safetensors"))), folder)
 
 
 def complete_config(path: Path, model: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tamp_modifier.checkpoint.completeness import require_complete_folder
 from tamp_modifier.sparse.checkpoint import (
     MIN_SPARSITY,
     NEVER_PACKED,
@@ -116,8 +117,8 @@ def inspect_checkpoint(
 
     Raises:
         FileNotFoundError: the folder or one of its files is missing.
-        ValueError: unreadable or damaged files, or they do not fit config.json; names the file or
-            the tensor.
+        ValueError: unreadable or damaged files, they do not fit config.json, or parameters of the
+            model are missing; names the file, the tensor or the parameters.
     """
     config = read_config(folder)
     marker = read_marker(config)
@@ -134,17 +135,20 @@ def inspect_checkpoint(
     files = shards(folder)
     check = MarkerCheck(folder, marker)
     check.check_names(stored_names(files))
+    header: dict[str, Any] = {}
     for number, file in enumerate(files):
         for name, kind, dense, size in iter_stored(Path(file)):
             if progress is not None:
                 progress(name, number, len(files))
             check.see(name, dense)
+            header[name] = tuple(dense.shape), dense.dtype
             info.stored_bytes += size
             if _is_linear(name, dense):
                 info.linears.append(_describe(name, kind, dense))
             else:
                 info.other_bytes += dense.nbytes
     check.finish()
+    require_complete_folder(folder, header)
     _decide(info, marker, quantization)
     return info
 

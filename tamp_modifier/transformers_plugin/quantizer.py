@@ -21,6 +21,7 @@ from transformers.quantizers.auto import (
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from tamp_modifier.checkpoint.completeness import Header, read_header, require_complete
 from tamp_modifier.sparse.checkpoint import write_dense
 from tamp_modifier.sparse.serialization import (
     CONFIG_KEY,
@@ -50,6 +51,7 @@ class TampSparseQuantizer(HfQuantizer):
         self.pre_quantized = False
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._shapes: dict[str, torch.Size] = {}
+        self._header: Header = {}
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
         """Refuse what cannot be loaded, before anything is read.
@@ -78,13 +80,15 @@ class TampSparseQuantizer(HfQuantizer):
         self._folder = tempfile.TemporaryDirectory(prefix="tamp-unpacked-")
         # In place: transformers reads from this list afterwards.
         files[:] = map(str, write_dense(files, Path(self._folder.name), marker))
+        self._header = read_header(map(Path, files))
         model.config.compression_config = config_marker("dense", marker["linears"])
 
     def postprocess_model(self, model: Any, **kwargs: Any) -> None:
         """Leave an ordinary dense model behind.
 
         Raises:
-            ValueError: a weight has another shape than config.json asks for; names it.
+            ValueError: a weight has another shape than config.json asks for, or parameters are
+                missing; names them.
         """
         if self._folder is not None:
             self._folder.cleanup()
@@ -96,6 +100,8 @@ class TampSparseQuantizer(HfQuantizer):
                     f"{name}: the checkpoint has shape {tuple(tensor.shape)}, the model of "
                     f"config.json {tuple(self._shapes[name])}"
                 )
+        # Not before: until here transformers ties no weights, and would miss those that are tied.
+        require_complete(type(model), model.config, self._header, model.config.name_or_path)
 
     def is_serializable(self) -> bool:
         """Packing is done by ``tamp pack``, not by ``save_pretrained``."""

@@ -1,8 +1,9 @@
 """Runs vLLM in a process of its own: ``python -m tests.serving.runner JOBS RESULTS``.
 
 JOBS is a JSON list, one entry an engine: ``{"model": DIR, "options": {...}, "prompts": [...]}``. A
-prompt is text or ``{"text": ..., "picture": PATH}``. RESULTS gets, for each job, the generated
-tokens and logprobs, how each Linear keeps its weight and the memory of loading, or the error.
+prompt is text, token ids or ``{"text": ..., "picture": PATH}``. RESULTS gets, for each job, the
+generated tokens and logprobs, how each Linear keeps its weight and the memory of loading, or the
+error.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     for prompt in job["prompts"]:
         if isinstance(prompt, str):
             prompts.append(prompt)
+        elif isinstance(prompt, list):
+            prompts.append({"prompt_token_ids": prompt})
         else:
             picture = Image.open(prompt["picture"]).convert("RGB")
             prompts.append({"prompt": prompt["text"], "multi_modal_data": {"image": picture}})

@@ -1,0 +1,1 @@
+"""Saved folders: what is in them, and whether it is whole."""

@@ -1,0 +1,165 @@
+"""Whether a checkpoint has every parameter that its architecture reads.
+
+transformers fills what it does not find with random numbers and goes on. So before a checkpoint is
+relied on, transformers is asked to load it on the meta device, from the names and shapes in the
+headers of the files: it renames and merges as for a real load, and no weight is read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from tamp_modifier.budget import some
+from tamp_modifier.sparse.serialization import INNER_KEY, QUANT_METHOD
+
+Header = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+"""Shape and dtype of every tensor by its name on disk."""
+
+
+def require_complete(cls: Any, config: Any, header: Header, folder: str | os.PathLike[str]) -> None:
+    """Refuses a checkpoint that lacks parameters of its model.
+
+    Args:
+        cls: class of the model.
+        config: its config; it is not changed.
+        header: of the dense form of the checkpoint, which has no packed weights.
+        folder: for the message.
+
+    Raises:
+        ValueError: names the parameters that transformers would fill with random numbers.
+    """
+    missing = missing_parameters(cls, config, header)
+    if missing:
+        raise ValueError(lacking(folder, cls, missing))
+
+
+def require_complete_folder(folder: str | os.PathLike[str], header: Header) -> None:
+    """`require_complete` for the class that the folder's config.json names.
+
+    Nothing is checked where transformers is not installed or does not know the architecture.
+
+    Raises:
+        ValueError: see `require_complete`.
+    """
+    try:
+        import transformers
+    except ModuleNotFoundError:
+        return
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder)
+    except Exception:  # a config of its own code, or none at all
+        return
+    for name in getattr(config, "architectures", None) or []:
+        cls = getattr(transformers, name, None)
+        if cls is not None:
+            require_complete(cls, config, header, folder)
+            return
+
+
+def lacking(folder: str | os.PathLike[str], cls: type, missing: Iterable[str]) -> str:
+    """The message about parameters that a checkpoint lacks."""
+    names = sorted(missing)
+    return (
+        f"{folder} lacks {len(names)} parameters of {cls.__name__}, which transformers would fill "
+        f"with random numbers: {some(names)}"
+    )
+
+
+def missing_parameters(cls: Any, config: Any, header: Header) -> list[str]:
+    """Parameters of a model that a checkpoint with these tensors leaves unfilled, sorted.
+
+    Raises:
+        ValueError: transformers cannot load such tensors at all, says why; or one has another
+            shape than the model's, which it names.
+    """
+    from transformers.utils import logging
+
+    state = {
+        name: torch.empty(shape, dtype=dtype, device="meta")
+        for name, (shape, dtype) in header.items()
+    }
+    with _silence(logging):
+        try:
+            _, info = cls.from_pretrained(
+                None,
+                config=_without_packing(config),
+                state_dict=state,
+                device_map="meta",
+                dtype=next(iter(state.values())).dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
+        except Exception as error:  # transformers raises many kinds
+            raise ValueError(
+                f"{cls.__name__} cannot load these tensors: {' '.join(str(error).split())}"
+            ) from error
+    for name, stored, expected in sorted(info["mismatched_keys"]):
+        raise ValueError(
+            f"{name}: the checkpoint has shape {tuple(stored)}, the model of config.json "
+            f"{tuple(expected)}"
+        )
+    return sorted(info["missing_keys"])
+
+
+def _without_packing(config: Any) -> Any:
+    """A copy of a config as it is for the dense form of a packed checkpoint."""
+    fields = config.to_dict()
+    quantization = fields.get("quantization_config") or {}
+    if quantization.get("quant_method") == QUANT_METHOD:
+        inner = quantization.get(INNER_KEY)
+        fields.pop("quantization_config")
+        fields |= {"quantization_config": inner} if inner else {}
+    return type(config).from_dict(fields)
+
+
+def read_header(files: Iterable[Path]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and dtype of every tensor in safetensors files."""
+    found = {}
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                part: Any = file.get_slice(name)
+                shape = tuple(part.get_shape())
+                found[name] = shape, _dtype_of(part.get_dtype())
+    return found
+
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+
+
+def _dtype_of(name: str) -> torch.dtype:
+    return _DTYPES.get(name, torch.uint8)
+
+
+@contextmanager
+def _silence(logging: Any) -> Iterator[None]:
+    """Keeps transformers' report and bar of a load that is only asked about off the screen."""
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()

@@ -1,0 +1,1 @@
+"""Everything of llm-compressor and transformers that is patched or reached into."""
