@@ -12,6 +12,7 @@ TORCH := torch==2.13.0
 SERVE := .venv-serve
 SERVE_STAMP := $(SERVE)/.installed
 SERVE_BIN := $(SERVE)/bin
+CSRC := tamp_modifier/sparse/csrc
 
 # Nothing is downloaded once the environments stand.
 export HF_HUB_OFFLINE := 1
@@ -90,11 +91,15 @@ ask: $(SERVE_STAMP) ## ask the served model about a picture (after `make serve`)
 # ---- tests ---------------------------------------------------------------------------------------
 
 .PHONY: check
-check: $(STAMP) ## ruff and mypy
+check: $(STAMP) ## ruff, mypy, clang-format and the warnings of the C compiler
 	@echo "== ruff"
 	@$(BIN)/ruff check .
 	@echo "== mypy"
 	@$(BIN)/mypy
+	@echo "== clang-format"
+	@$(BIN)/clang-format --dry-run -Werror $(CSRC)/*.[ch]
+	@echo "== $(CC)"
+	@$(CC) -fsyntax-only -Wall -Wextra -Werror $(CSRC)/*.c
 
 # One process a core, at most four (each holds torch and a model), with one thread each.
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist worksteal
