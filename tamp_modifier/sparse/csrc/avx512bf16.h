@@ -29,8 +29,7 @@ INLINE __m512bh expand(__mmask32 mask, const uint16_t *values) {
 INLINE __m512bh load_x(const uint16_t *x) { return (__m512bh)_mm512_loadu_si512(x); }
 
 /* For one tile. `third` is where the values of its third row begin. */
-INLINE void prefetch(const uint64_t *mask, const uint16_t *values, const uint16_t *third,
-                     const int wide) {
+INLINE void prefetch(const uint64_t *mask, const uint16_t *values, const uint16_t *third, const int wide) {
     const char *start = (const char *)values;
     _mm_prefetch(start + NEAR, _MM_HINT_T0);
     _mm_prefetch((const char *)third + NEAR, _MM_HINT_T0);
@@ -94,8 +93,7 @@ INLINE void store_block(const tamp_weight *w, const tamp_product *p, int64_t blo
     const __mmask8 nan = _mm_cmp_ps_mask(sums, sums, _CMP_UNORD_Q);
     const __m128i quiet = _mm_or_si128(upper, _mm_set1_epi32(0x40));
     const __m128i result = _mm_mask_blend_epi32(nan, rounded, quiet);
-    _mm_storel_epi64((__m128i *)((uint16_t *)p->y + m * p->ldy + row),
-                     _mm_packus_epi32(result, result));
+    _mm_storel_epi64((__m128i *)((uint16_t *)p->y + m * p->ldy + row), _mm_packus_epi32(result, result));
 }
 
 /* Whether the second of these is faster than the first for the only row of x. */
@@ -106,4 +104,3 @@ int tamp_compressed_avx512bf16(const tamp_weight *w, const tamp_product *p, int6
 
 #endif
 #endif
-

@@ -36,8 +36,8 @@ int tamp_compressing_pays(const tamp_weight *w, const tamp_product *p) {
     return (double)w->kept <= MOST_KEPT * weights && is_finite(p->x, w->tiles * TILE_COLUMNS);
 }
 
-TARGET_AVX512BF16 int tamp_compressed_avx512bf16(const tamp_weight *w, const tamp_product *p,
-                                                 int64_t begin, int64_t end) {
+TARGET_AVX512BF16 int tamp_compressed_avx512bf16(const tamp_weight *w, const tamp_product *p, int64_t begin,
+                                                 int64_t end) {
     const uint16_t *x = p->x;
     for (int64_t block = begin; block < end; block++) {
         if (!block_is_safe(w, block)) return 1;
@@ -59,8 +59,9 @@ TARGET_AVX512BF16 int tamp_compressed_avx512bf16(const tamp_weight *w, const tam
             sum1 = multiply_low(sum1, x1, second);
             sum2 = multiply_low(sum2, x2, third);
             sum3 = multiply_low(sum3, x3, fourth);
-            if (__builtin_expect((second - values > 16) | (third - second > 16) |
-                                 (fourth - third > 16) | (next - fourth > 16), 0)) {
+            if (__builtin_expect((second - values > 16) | (third - second > 16) | (fourth - third > 16) |
+                                     (next - fourth > 16),
+                                 0)) {
                 sum0 = multiply_high(sum0, x0, values);
                 sum1 = multiply_high(sum1, x1, second);
                 sum2 = multiply_high(sum2, x2, third);
@@ -69,9 +70,8 @@ TARGET_AVX512BF16 int tamp_compressed_avx512bf16(const tamp_weight *w, const tam
             values = next;
         }
         if (values != block_values(w, block + 1)) return 1;
-        const __m128 sums = fold(
-            transpose_add(_mm512_zextps256_ps512(sum0), _mm512_zextps256_ps512(sum1),
-                          _mm512_zextps256_ps512(sum2), _mm512_zextps256_ps512(sum3)));
+        const __m128 sums = fold(transpose_add(_mm512_zextps256_ps512(sum0), _mm512_zextps256_ps512(sum1),
+                                               _mm512_zextps256_ps512(sum2), _mm512_zextps256_ps512(sum3)));
         if (_mm_fpclass_ps_mask(sums, 0x99)) { /* an Inf or NaN, perhaps of another row's value */
             if (tamp_expanded_avx512bf16(w, p, block, block + 1)) return 1;
         } else {

@@ -150,7 +150,9 @@ EXPORT int tamp_linear(const void *x, int64_t m, int64_t x_stride, int dtype, co
     static const tamp_kernel kernels[PATHS] = {
         tamp_gemv_portable,
 #ifdef TAMP_X86
-        tamp_gemv_avx2, tamp_gemv_avx512, tamp_multiply_avx512bf16,
+        tamp_gemv_avx2,
+        tamp_gemv_avx512,
+        tamp_multiply_avx512bf16,
 #endif
     };
     int path = current_path;

@@ -85,16 +85,16 @@ typedef const uint16_t *(*first_kernel)(const uint64_t *, const uint16_t *, int6
                                         uint16_t *, __m512 *);
 typedef void (*later_kernel)(const uint16_t *, int64_t, const uint16_t *, __m512 *);
 
-#define DEFINE_FIRST(NAME, M, KEEP)                                                                 \
-    static TARGET_AVX512BF16 const uint16_t *NAME##_##M(                                            \
-        const uint64_t *mask, const uint16_t *values, int64_t tiles, int wide, const uint16_t *x, \
-        uint16_t *dense, __m512 *totals) {                                                          \
-        return expand_and_multiply(mask, values, tiles, wide, x, dense, totals, M, KEEP);        \
+#define DEFINE_FIRST(NAME, M, KEEP)                                                                   \
+    static TARGET_AVX512BF16 const uint16_t *NAME##_##M(const uint64_t *mask, const uint16_t *values, \
+                                                        int64_t tiles, int wide, const uint16_t *x,   \
+                                                        uint16_t *dense, __m512 *totals) {            \
+        return expand_and_multiply(mask, values, tiles, wide, x, dense, totals, M, KEEP);             \
     }
-#define DEFINE_LATER(M)                                                                             \
+#define DEFINE_LATER(M)                                                                              \
     static TARGET_AVX512BF16 void later_##M(const uint16_t *dense, int64_t tiles, const uint16_t *x, \
-                                            __m512 *totals) {                                       \
-        multiply_expanded(dense, tiles, x, totals, M);                                              \
+                                            __m512 *totals) {                                        \
+        multiply_expanded(dense, tiles, x, totals, M);                                               \
     }
 DEFINE_FIRST(only, 1, 0)
 DEFINE_FIRST(only, 2, 0)
@@ -113,8 +113,8 @@ DEFINE_LATER(5)
 DEFINE_LATER(6)
 
 /* Up to 6 rows of x: nothing needs to be kept. */
-TARGET_AVX512BF16 int tamp_expanded_avx512bf16(const tamp_weight *w, const tamp_product *p,
-                                               int64_t begin, int64_t end) {
+TARGET_AVX512BF16 int tamp_expanded_avx512bf16(const tamp_weight *w, const tamp_product *p, int64_t begin,
+                                               int64_t end) {
     static const first_kernel kernels[PANEL_ROWS] = {only_1, only_2, only_3, only_4, only_5, only_6};
     const first_kernel kernel = kernels[p->m - 1];
     const int wide = is_wide(w);
@@ -148,10 +148,9 @@ static TARGET_AVX512BF16 int many_panels(const tamp_weight *w, const tamp_produc
                 const int rows = panel_rows(p->m - row);
                 const uint16_t *x = panel + tile * rows * TILE_COLUMNS;
                 if (row == 0)
-                    values = first[rows](mask_pairs(w, block) + 2 * tile, values, tiles, wide, x, dense,
-                                         totals);
-                else
-                    later[rows](dense, tiles, x, totals + row);
+                    values =
+                        first[rows](mask_pairs(w, block) + 2 * tile, values, tiles, wide, x, dense, totals);
+                else later[rows](dense, tiles, x, totals + row);
                 panel += w->tiles * rows * TILE_COLUMNS;
                 row += rows;
             }

@@ -29,7 +29,8 @@ INLINE __m256 expand8(const char *values, uint8_t mask, const int dtype) {
     if (dtype == DTYPE_FP32) {
         const __m256i index = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)places[mask]));
         const __m256 dense = _mm256_permutevar8x32_ps(_mm256_loadu_ps((const float *)values), index);
-        return _mm256_blendv_ps(dense, _mm256_setzero_ps(), _mm256_castsi256_ps(_mm256_slli_epi32(index, 24)));
+        return _mm256_blendv_ps(dense, _mm256_setzero_ps(),
+                                _mm256_castsi256_ps(_mm256_slli_epi32(index, 24)));
     }
     const __m128i shuffle = _mm_loadu_si128((const __m128i *)byte_places[mask]);
     const __m128i dense = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)values), shuffle);
@@ -80,9 +81,10 @@ INLINE int multiply(const tamp_weight *w, const tamp_product *p, int64_t block, 
     return 0;
 }
 
-#define DEFINE_KERNEL(NAME, M, DTYPE)                                                                    \
-    static TARGET_AVX2 int NAME##_##M(const tamp_weight *w, const tamp_product *p, int64_t block, int first) { \
-        return multiply(w, p, block, first, M, DTYPE);                                                   \
+#define DEFINE_KERNEL(NAME, M, DTYPE)                                                             \
+    static TARGET_AVX2 int NAME##_##M(const tamp_weight *w, const tamp_product *p, int64_t block, \
+                                      int first) {                                                \
+        return multiply(w, p, block, first, M, DTYPE);                                            \
     }
 DEFINE_KERNEL(bf16, 1, DTYPE_BF16)
 DEFINE_KERNEL(bf16, 2, DTYPE_BF16)

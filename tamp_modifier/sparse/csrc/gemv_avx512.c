@@ -68,10 +68,10 @@ INLINE int multiply(const tamp_weight *w, const tamp_product *p, int64_t begin, 
     return 0;
 }
 
-#define DEFINE_KERNEL(NAME, M, DTYPE)                                                          \
+#define DEFINE_KERNEL(NAME, M, DTYPE)                                                               \
     static TARGET_AVX512 int NAME##_##M(const tamp_weight *w, const tamp_product *p, int64_t begin, \
-                                        int64_t end, int first) {                              \
-        return multiply(w, p, begin, end, first, M, DTYPE);                                    \
+                                        int64_t end, int first) {                                   \
+        return multiply(w, p, begin, end, first, M, DTYPE);                                         \
     }
 #define DEFINE_KERNELS(NAME, DTYPE) \
     DEFINE_KERNEL(NAME, 1, DTYPE)   \

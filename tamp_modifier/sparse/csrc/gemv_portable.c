@@ -12,7 +12,7 @@ float tamp_float_of_fp16(uint16_t bits) {
 uint16_t tamp_fp16_of_float(float number) { /* to nearest, ties to even */
     const uint32_t bits = bits_of_float(number), magnitude = bits & 0x7fffffffu;
     const uint16_t sign = (uint16_t)(bits >> 16 & 0x8000u);
-    if (magnitude > 0x7f800000u) return sign | 0x7e00u; /* NaN */
+    if (magnitude > 0x7f800000u) return sign | 0x7e00u;  /* NaN */
     if (magnitude >= 0x477ff000u) return sign | 0x7c00u; /* rounds to 65536 or more */
     if (magnitude >= 0x38800000u)
         return sign | (uint16_t)((magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1)) >> 13);

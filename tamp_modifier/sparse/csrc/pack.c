@@ -22,13 +22,13 @@ ALWAYS_INLINE uint32_t *mask_of(const pack_task *t, int64_t block) {
 }
 
 /* Which of `count` elements are not zero; -0 is zero too for floating types. */
-#define DEFINE_NONZERO(TYPE, SIZE)                                                            \
-    static uint32_t nonzero_##SIZE(const char *at, int count, int floating) {                 \
-        const TYPE *elements = (const TYPE *)at;                                              \
-        const TYPE significant = (TYPE)(floating ? (TYPE)-1 >> 1 : (TYPE)-1);                 \
-        uint32_t bits = 0;                                                                    \
+#define DEFINE_NONZERO(TYPE, SIZE)                                                                 \
+    static uint32_t nonzero_##SIZE(const char *at, int count, int floating) {                      \
+        const TYPE *elements = (const TYPE *)at;                                                   \
+        const TYPE significant = (TYPE)(floating ? (TYPE) - 1 >> 1 : (TYPE) - 1);                  \
+        uint32_t bits = 0;                                                                         \
         for (int c = 0; c < count; c++) bits |= (uint32_t)((elements[c] & significant) != 0) << c; \
-        return bits;                                                                          \
+        return bits;                                                                               \
     }
 DEFINE_NONZERO(uint8_t, 1)
 DEFINE_NONZERO(uint16_t, 2)
@@ -139,9 +139,10 @@ static void pack_blocks(void *context, int64_t begin, int64_t end) {
                     compress_avx512(at, bits, size, to);
                 else
 #endif
-                    if (size == 2) copy_kept(at, bits, 2, to);
-                    else if (size == 4) copy_kept(at, bits, 4, to);
-                    else copy_kept(at, bits, 1, to);
+                    if (size == 2)
+                    copy_kept(at, bits, 2, to);
+                else if (size == 4) copy_kept(at, bits, 4, to);
+                else copy_kept(at, bits, 1, to);
                 to += __builtin_popcount(bits) * size;
             }
     }
@@ -193,9 +194,14 @@ static void unpack_blocks(void *context, int64_t begin, int64_t end) {
     (void)fast;
 }
 
-static tamp_weight weight_of(const uint32_t *mask, const void *values, const int64_t *offsets,
-                             int64_t kept, int64_t rows, int64_t columns) {
-    const tamp_weight weight = {mask, values, offsets, kept, rows, columns,
+static tamp_weight weight_of(const uint32_t *mask, const void *values, const int64_t *offsets, int64_t kept,
+                             int64_t rows, int64_t columns) {
+    const tamp_weight weight = {mask,
+                                values,
+                                offsets,
+                                kept,
+                                rows,
+                                columns,
                                 (rows + BLOCK_ROWS - 1) / BLOCK_ROWS,
                                 (columns + TILE_COLUMNS - 1) / TILE_COLUMNS};
     return weight;
@@ -204,8 +210,12 @@ static tamp_weight weight_of(const uint32_t *mask, const void *values, const int
 /* First step of packing: mask and offsets; the caller then knows how many values there are. */
 EXPORT void tamp_pack_mask(const void *dense, int size, int floating, int64_t rows, int64_t columns,
                            int64_t stride, uint32_t *mask, int64_t *offsets) {
-    pack_task task = {.dense = dense, .stride = stride, .size = size, .floating = floating,
-                      .offsets = offsets, .weight = weight_of(mask, 0, offsets, 0, rows, columns)};
+    pack_task task = {.dense = dense,
+                      .stride = stride,
+                      .size = size,
+                      .floating = floating,
+                      .offsets = offsets,
+                      .weight = weight_of(mask, 0, offsets, 0, rows, columns)};
     offsets[0] = 0;
     tamp_parallel(mask_blocks, &task, task.weight.blocks, rows * columns);
     for (int64_t block = 0; block < task.weight.blocks; block++) offsets[block + 1] += offsets[block];
@@ -214,7 +224,10 @@ EXPORT void tamp_pack_mask(const void *dense, int size, int floating, int64_t ro
 /* Second step of packing: the values. */
 EXPORT void tamp_pack_values(const void *dense, int size, int64_t rows, int64_t columns, int64_t stride,
                              const uint32_t *mask, const int64_t *offsets, void *values) {
-    pack_task task = {.dense = dense, .target = values, .stride = stride, .size = size,
+    pack_task task = {.dense = dense,
+                      .target = values,
+                      .stride = stride,
+                      .size = size,
                       .weight = weight_of(mask, values, offsets, 0, rows, columns)};
     tamp_parallel(pack_blocks, &task, task.weight.blocks, rows * columns);
 }
@@ -223,7 +236,10 @@ EXPORT void tamp_pack_values(const void *dense, int size, int64_t rows, int64_t 
 EXPORT int tamp_unpack(const uint32_t *mask, const void *values, const int64_t *offsets, int64_t kept,
                        int size, int64_t rows, int64_t columns, int64_t begin, int64_t end, void *dense,
                        int64_t stride) {
-    pack_task task = {.target = dense, .stride = stride, .first_row = begin * BLOCK_ROWS, .size = size,
+    pack_task task = {.target = dense,
+                      .stride = stride,
+                      .first_row = begin * BLOCK_ROWS,
+                      .size = size,
                       .weight = weight_of(mask, values, offsets, kept, rows, columns)};
     tamp_parallel(unpack_blocks, &task, end - begin, (end - begin) * BLOCK_ROWS * columns);
     return task.corrupt;

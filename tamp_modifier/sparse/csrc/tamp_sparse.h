@@ -15,11 +15,11 @@
 #if (defined(__x86_64__) || defined(_M_X64)) && (defined(__GNUC__) || defined(__clang__))
 #define TAMP_X86 1
 #define TARGET_AVX2 __attribute__((target("avx2,fma,f16c,bmi,popcnt")))
-#define TARGET_AVX512                                                                        \
-    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,fma,"   \
+#define TARGET_AVX512                                                                      \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,fma," \
                           "f16c,bmi,popcnt")))
-#define TARGET_AVX512BF16                                                                    \
-    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,"       \
+#define TARGET_AVX512BF16                                                              \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2," \
                           "avx512bf16,fma,f16c,bmi,popcnt")))
 #endif
 
@@ -88,11 +88,17 @@ ALWAYS_INLINE int block_is_safe(const tamp_weight *w, int64_t block) {
 }
 
 ALWAYS_INLINE float float_of_bits(uint32_t bits) {
-    union { uint32_t u; float f; } value = {bits};
+    union {
+        uint32_t u;
+        float f;
+    } value = {bits};
     return value.f;
 }
 ALWAYS_INLINE uint32_t bits_of_float(float number) {
-    union { float f; uint32_t u; } value = {number};
+    union {
+        float f;
+        uint32_t u;
+    } value = {number};
     return value.u;
 }
 ALWAYS_INLINE float float_of_bf16(uint16_t bits) { return float_of_bits((uint32_t)bits << 16); }
