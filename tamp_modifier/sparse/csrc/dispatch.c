@@ -77,7 +77,7 @@ void tamp_parallel(tamp_range work, void *context, int64_t count, int64_t cost) 
 
 static float load_float(const void *values, int64_t i, int dtype) {
     if (dtype == DTYPE_BF16) return float_of_bf16(((const uint16_t *)values)[i]);
-    if (dtype == DTYPE_FP16) return tamp_float_of_fp16(((const uint16_t *)values)[i]);
+    if (dtype == DTYPE_FP16) return float_of_fp16(((const uint16_t *)values)[i]);
     return ((const float *)values)[i];
 }
 

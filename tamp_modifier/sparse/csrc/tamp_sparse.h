@@ -5,6 +5,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "numbers.h"
+
 #define BLOCK_ROWS 4
 #define TILE_COLUMNS 32
 #define PADDING_BYTES 64
@@ -28,8 +30,6 @@
 #else
 #error "tamp_sparse needs GCC or Clang"
 #endif
-
-#define ALWAYS_INLINE static inline __attribute__((always_inline))
 
 enum { PATH_PORTABLE = 0, PATH_AVX2 = 1, PATH_AVX512 = 2, PATH_AVX512BF16 = 3, PATHS = 4 };
 enum { DTYPE_BF16 = 0, DTYPE_FP16 = 1, DTYPE_FP32 = 2 };
@@ -87,29 +87,6 @@ ALWAYS_INLINE int block_is_safe(const tamp_weight *w, int64_t block) {
     return offset + count <= w->kept;
 }
 
-ALWAYS_INLINE float float_of_bits(uint32_t bits) {
-    union {
-        uint32_t u;
-        float f;
-    } value = {bits};
-    return value.f;
-}
-ALWAYS_INLINE uint32_t bits_of_float(float number) {
-    union {
-        float f;
-        uint32_t u;
-    } value = {number};
-    return value.u;
-}
-ALWAYS_INLINE float float_of_bf16(uint16_t bits) { return float_of_bits((uint32_t)bits << 16); }
-ALWAYS_INLINE uint16_t bf16_of_float(float number) { /* to nearest, ties to even */
-    const uint32_t bits = bits_of_float(number);
-    if ((bits & 0x7fffffffu) > 0x7f800000u) return (uint16_t)(bits >> 16) | 0x40; /* NaN */
-    return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);
-}
-float tamp_float_of_fp16(uint16_t bits);
-uint16_t tamp_fp16_of_float(float number);
-
 /* Writes the sums of one row of x with the rows of one block. */
 ALWAYS_INLINE void store_sums(const tamp_weight *w, const tamp_product *p, int64_t block, int m,
                               const float *sums) {
@@ -119,7 +96,7 @@ ALWAYS_INLINE void store_sums(const tamp_weight *w, const tamp_product *p, int64
         const float sum = p->bias ? sums[r] + p->bias[row + r] : sums[r];
         const int64_t at = m * p->ldy + row + r;
         if (p->dtype == DTYPE_BF16) ((uint16_t *)p->y)[at] = bf16_of_float(sum);
-        else if (p->dtype == DTYPE_FP16) ((uint16_t *)p->y)[at] = tamp_fp16_of_float(sum);
+        else if (p->dtype == DTYPE_FP16) ((uint16_t *)p->y)[at] = fp16_of_float(sum);
         else ((float *)p->y)[at] = sum;
     }
 }
