@@ -1,8 +1,11 @@
 """The only door to the native library in csrc/: loading it, choosing a path, and typed calls.
 
+A path is how one kind of processor multiplies; csrc/tamp_sparse.h lists them, `paths` returns those
+that this machine supports. The best of them is used unless the environment variable
+``TAMP_SPARSE_PATH`` or `use` forces another one; "torch" stands for no native code.
+
 The library is optional. Without it (no compiler at build time) everything works through torch,
-slower, and a warning says so once. The environment variable ``TAMP_SPARSE_PATH`` forces one of
-"avx512bf16", "avx512", "avx2", "portable" or "torch" (no native code); tests use it.
+slower, and a warning says so once.
 """
 
 from __future__ import annotations
@@ -10,7 +13,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.machinery
-import math
 import os
 import warnings
 from pathlib import Path
@@ -18,17 +20,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-PATHS = ("portable", "avx2", "avx512", "avx512bf16")  # as in csrc/tamp_sparse.h
 PATH_VARIABLE = "TAMP_SPARSE_PATH"
-ABI_VERSION = 1
+TORCH = "torch"
+ABI_VERSION = 2
 _DTYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
 
 _pointer, _int64, _int = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _SIGNATURES = {
     "tamp_abi_version": (_int, []),
-    "tamp_best_path": (_int, []),
-    "tamp_path": (_int, []),
-    "tamp_set_path": (None, [_int]),
+    "tamp_path_name": (ctypes.c_char_p, [_int]),
+    "tamp_use_path": (_int, [ctypes.c_char_p]),
+    "tamp_most_rows": (_int64, [_int]),
     "tamp_set_openmp": (None, [_pointer] * 5),
     "tamp_after_fork": (None, []),
     "tamp_pack_mask": (None, [_pointer, _int, _int, _int64, _int64, _int64, _pointer, _pointer]),
@@ -73,33 +75,16 @@ def _openmp_functions() -> list[int] | None:
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    forced = os.environ.get(PATH_VARIABLE, "")
-    if forced and forced not in (*PATHS, "torch"):
-        allowed = ", ".join((*PATHS, "torch"))
-        raise ValueError(f"{PATH_VARIABLE} is {forced!r}, allowed are {allowed}")
-    if forced == "torch":
-        return None
+    """The loaded library; None if it was not built."""
     file = _library_file()
     if file is None:
-        if forced:
-            raise ValueError(f"{PATH_VARIABLE} is {forced!r}, but the native library was not built")
-        warnings.warn(
-            "tamp_modifier.sparse: the native library was not built (no C compiler at install "
-            "time); sparse weights are multiplied through torch, which is slower than dense",
-            stacklevel=4,
-        )
         return None
     library = ctypes.CDLL(str(file))
+    if library.tamp_abi_version() != ABI_VERSION:
+        raise ImportError(f"{file.name} is of another version of tamp-modifier; build it again")
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
-    if library.tamp_abi_version() != ABI_VERSION:
-        raise ImportError(f"{file.name} is of another version of tamp-modifier; build it again")
-    best = library.tamp_best_path()
-    path = PATHS.index(forced) if forced else best
-    if path > best:
-        raise ValueError(f"{PATH_VARIABLE} is {forced!r}, this CPU can do {PATHS[best]!r} at most")
-    library.tamp_set_path(path)
     openmp = _openmp_functions()
     if openmp is not None:
         library.tamp_set_openmp(*openmp)
@@ -107,34 +92,75 @@ def _library() -> ctypes.CDLL | None:
     return library
 
 
-def available() -> bool:
-    """Whether native code is used."""
-    return _library() is not None
+def paths() -> tuple[str, ...]:
+    """Names of the paths that this machine supports, best first; the last one is "torch"."""
+    names: list[str] = []
+    library = _library()
+    while library is not None and (name := library.tamp_path_name(len(names))) is not None:
+        names.append(name.decode())
+    return (*names, TORCH)
 
 
-def most_rows(dtype: torch.dtype) -> float:
-    """Rows of x up to which the path in use beats a dense GEMM with the expanded weight.
+_in_use: str | None = None  # None: not chosen yet
+_native: ctypes.CDLL | None = None  # of the path in use, None for torch
 
-    Measured on Zen 4: the bf16 path has a GEMM of its own, the other AVX-512 one keeps pace with
-    torch's up to 64 rows. Only where `available`.
+
+def use(path: str, *, field: str = "path") -> None:
+    """Force a path for this process; packing and multiplication take it from now on.
+
+    Args:
+        path: one of `paths`.
+        field: what gave the name, for the error message.
+
+    Raises:
+        ValueError: this machine does not support such a path.
     """
-    path = PATHS[_get().tamp_path()]
-    if path == "avx512bf16" and dtype == torch.bfloat16:
-        return math.inf
-    return 64 if path.startswith("avx512") else 8
+    global _in_use, _native
+    library = None if path == TORCH else _library()
+    if path != TORCH and (library is None or library.tamp_use_path(path.encode())):
+        reason = " (the native library was not built)" if library is None else ""
+        raise ValueError(f"{field} is {path!r}, this machine supports {', '.join(paths())}{reason}")
+    _in_use, _native = path, library
+
+
+def _choose() -> str:
+    path = os.environ.get(PATH_VARIABLE)
+    if path:
+        use(path, field=PATH_VARIABLE)
+        return path
+    path = paths()[0]
+    if path == TORCH:
+        warnings.warn(
+            "tamp_modifier.sparse: the native library was not built (no C compiler at install "
+            "time); sparse weights are multiplied through torch, which is slower than dense",
+            stacklevel=5,
+        )
+    use(path)
+    return path
 
 
 def backend() -> str:
-    """What multiplies on CPU: one of "avx512bf16", "avx512", "avx2", "portable" and "torch"."""
-    library = _library()
-    return "torch" if library is None else PATHS[library.tamp_path()]
+    """Name of the path that multiplies on CPU, one of `paths`."""
+    return _in_use or _choose()
+
+
+def available() -> bool:
+    """Whether native code is used."""
+    return _native is not None or backend() != TORCH
+
+
+def most_rows(dtype: torch.dtype) -> int:
+    """Rows of x up to which the path in use beats a dense GEMM with the expanded weight.
+
+    Only where `available`.
+    """
+    return _get().tamp_most_rows(_DTYPES[dtype])
 
 
 def _get() -> ctypes.CDLL:
-    library = _library()
-    if library is None:
+    if not available() or _native is None:
         raise RuntimeError("the native library is not in use")
-    return library
+    return _native
 
 
 def pack_mask(weight: Tensor, mask: Tensor, offsets: Tensor) -> None:

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tamp_modifier import sparse
-from tamp_modifier.sparse import format as sparse_format
+from tamp_modifier.sparse import native
+from tamp_modifier.sparse.format import STORAGE_DTYPES
 
-DTYPES = list(sparse_format.STORAGE_DTYPES)
+DTYPES = list(STORAGE_DTYPES)
 SHAPES = [(1, 1), (3, 31), (4, 32), (5, 33), (64, 96), (130, 257), (0, 8), (8, 0)]
 
 
@@ -21,7 +22,7 @@ def random_weight(
 ) -> torch.Tensor:
     """A weight of random bits, so that NaN, Inf and subnormals occur, with zeros; no -0."""
     generator = torch.Generator().manual_seed(seed)
-    storage = sparse_format.STORAGE_DTYPES[dtype]
+    storage = STORAGE_DTYPES[dtype]
     info = torch.iinfo(storage)
     bits = torch.randint(info.min, info.max + 1, shape, dtype=torch.int64, generator=generator)
     if dtype != torch.int8:
@@ -31,7 +32,7 @@ def random_weight(
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    storage = sparse_format.STORAGE_DTYPES[a.dtype]
+    storage = STORAGE_DTYPES[a.dtype]
     return a.dtype == b.dtype and torch.equal(a.view(storage), b.view(storage))
 
 
@@ -43,22 +44,23 @@ def test_unpack_gives_back_the_same_bits(shape, dtype, sparsity):
     packed = sparse.pack(weight)
     sparse.validate(packed)
     assert same_bits(sparse.unpack(packed), weight)
-    assert packed.kept == int((weight.view(sparse_format.STORAGE_DTYPES[dtype]) != 0).sum())
+    assert packed.kept == int((weight.view(STORAGE_DTYPES[dtype]) != 0).sum())
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_torch_and_native_pack_alike(shape, dtype):
+def test_every_path_packs_alike(use_path, shape, dtype):
     weight = random_weight(shape, dtype, 0.6)
-    ours, theirs = sparse.pack(weight), sparse_format._torch_pack(weight)
-    assert torch.equal(ours.mask, theirs.mask)
-    assert torch.equal(ours.offsets, theirs.offsets)
-    assert same_bits(ours.values, theirs.values)
-    blocks = (0, theirs.mask.shape[0])
-    dense = sparse_format._torch_unpack(
-        theirs.mask, theirs.values, theirs.offsets, theirs.shape, blocks
-    )
-    assert same_bits(dense, weight)
+    use_path("torch")
+    expected = sparse.pack(weight)
+    assert same_bits(sparse.unpack(expected), weight)
+    for path in native.paths():
+        use_path(path)
+        packed = sparse.pack(weight)
+        assert torch.equal(packed.mask, expected.mask), path
+        assert torch.equal(packed.offsets, expected.offsets), path
+        assert same_bits(packed.values, expected.values), path
+        assert same_bits(sparse.unpack(expected), weight), path
 
 
 @settings(max_examples=100, deadline=None)

@@ -3,41 +3,18 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 import threading
 
 import pytest
 import torch
 
 from tamp_modifier import sparse
-from tamp_modifier.sparse import native
+from tests.sparse.processes import run_python
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 # Rounding of the result, and of sums in fp32, relative to sum |x * w|.
 ROUNDING = {torch.bfloat16: 2**-8, torch.float16: 2**-11, torch.float32: 2**-22}
 SHAPES = [(1, 1), (3, 5), (4, 32), (7, 33), (64, 128), (129, 515), (256, 1024)]
-
-
-def available_paths() -> list[str]:
-    library = native._library()
-    best = -1 if library is None else library.tamp_best_path()
-    return ["torch", *native.PATHS[: best + 1]]
-
-
-@pytest.fixture(params=available_paths())
-def path(request, monkeypatch):
-    """Each path of this CPU in turn."""
-    library = native._library()
-    if request.param == "torch":
-        monkeypatch.setattr(native, "_library", lambda: None)
-        yield "torch"
-        return
-    before = library.tamp_path()
-    library.tamp_set_path(native.PATHS.index(request.param))
-    yield request.param
-    library.tamp_set_path(before)
 
 
 def sparse_weight(shape, dtype, sparsity, seed=0):
@@ -57,10 +34,6 @@ def assert_close(y, x, weight, bias=None):
     allowed = exact.abs() * rounding + bound * 2**-20 + 2**-24
     assert y.dtype == x.dtype and y.shape == exact.shape
     assert bool((error <= allowed).all()), (error - allowed).max()
-
-
-def test_the_paths_are_ordered_and_the_best_is_used():
-    assert sparse.backend() == os.environ.get(native.PATH_VARIABLE, available_paths()[-1])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -244,16 +217,6 @@ def test_threads_of_the_caller_do_not_disturb_each_other():
     assert not wrong
 
 
-def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-W", "always", "-c", code],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
 def test_a_fork_after_threads_were_used_does_not_hang():
     result = run_python(
         "import os, torch\n"
@@ -280,24 +243,3 @@ def test_two_threads_give_the_result_of_one():
         "print(sparse.backend(), y.double().sum().item(), y[1, 7].item())\n"
     )
     assert run_python(code.format(1)).stdout == run_python(code.format(2)).stdout != ""
-
-
-def test_an_unknown_path_in_the_environment_is_refused():
-    result = run_python(
-        "from tamp_modifier import sparse; sparse.backend()", TAMP_SPARSE_PATH="sse9"
-    )
-    assert result.returncode and "sse9" in result.stderr and "portable" in result.stderr
-
-
-def test_without_the_native_library_torch_takes_over_with_one_warning():
-    result = run_python(
-        "import torch\n"
-        "from tamp_modifier.sparse import native\n"
-        "native._library_file = lambda: None\n"
-        "from tamp_modifier import sparse\n"
-        "w = torch.eye(8); p = sparse.pack(w)\n"
-        "assert torch.equal(sparse.linear(w, p), w) and torch.equal(sparse.unpack(p), w)\n"
-        "print(sparse.backend())\n"
-    )
-    assert result.stdout.strip() == "torch", result.stderr
-    assert result.stderr.count("was not built") == 1

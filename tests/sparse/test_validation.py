@@ -28,11 +28,10 @@ def stored(shape=(14, 70)):
 
 
 @pytest.fixture(params=["native", "torch"])
-def checker(request, monkeypatch):
+def checker(request, use_path):
     """Both implementations of the check."""
-    if request.param == "torch":
-        monkeypatch.setattr(native, "_library", lambda: None)
-    elif not native.available():
+    use_path("torch" if request.param == "torch" else native.paths()[0])
+    if request.param == "native" and not native.available():
         pytest.fail("the native library is not built")
 
 

@@ -1,4 +1,4 @@
-/* What the AVX-512 BF16 files share. */
+/* What the files of the path avx512bf16 share. */
 #ifndef AVX512BF16_H
 #define AVX512BF16_H
 
@@ -6,6 +6,9 @@
 
 #ifdef TAMP_X86
 #include <immintrin.h>
+
+#define PANEL_ROWS 6  /* rows of x that are multiplied at once: 4 * 6 sums stay in registers */
+#define STRIP_ROWS 66 /* rows of x that share one expansion of the weight */
 
 /* Prefetching, in bytes of the values: into the level-2 cache early, as that can wait for more lines of
  * memory at once, and into the level-1 cache later. Either alone is slower, and so is every line left
@@ -16,6 +19,12 @@
 #define MASK_NEAR (NEAR / 8)
 
 #define INLINE static inline TARGET_AVX512BF16 __attribute__((always_inline))
+
+/* Rows of the next panel of x where `left` rows are left: panels of nearly the same size. */
+ALWAYS_INLINE int panel_rows(int left) {
+    const int panels = (left + PANEL_ROWS - 1) / PANEL_ROWS;
+    return (left + panels - 1) / panels;
+}
 
 /* Mask word `row` of a tile, straight from memory: cheaper than through a general register. */
 INLINE __mmask32 load_mask(const uint64_t *tile_mask, int row) {
@@ -96,10 +105,10 @@ INLINE void store_block(const tamp_weight *w, const tamp_product *p, int64_t blo
     _mm_storel_epi64((__m128i *)((uint16_t *)p->y + m * p->ldy + row), _mm_packus_epi32(result, result));
 }
 
-/* Whether the second of these is faster than the first for the only row of x. */
-int tamp_compressing_pays(const tamp_weight *w, const tamp_product *p);
-/* Up to PANEL_ROWS rows of x. */
+/* Any number of rows of x up to STRIP_ROWS. */
 int tamp_expanded_avx512bf16(const tamp_weight *w, const tamp_product *p, int64_t begin, int64_t end);
+/* One row of x; and whether that is faster then. */
+int tamp_compressing_pays(const tamp_weight *w, const tamp_product *p);
 int tamp_compressed_avx512bf16(const tamp_weight *w, const tamp_product *p, int64_t begin, int64_t end);
 
 #endif

@@ -113,8 +113,8 @@ DEFINE_LATER(5)
 DEFINE_LATER(6)
 
 /* Up to 6 rows of x: nothing needs to be kept. */
-TARGET_AVX512BF16 int tamp_expanded_avx512bf16(const tamp_weight *w, const tamp_product *p, int64_t begin,
-                                               int64_t end) {
+static TARGET_AVX512BF16 int one_panel(const tamp_weight *w, const tamp_product *p, int64_t begin,
+                                       int64_t end) {
     static const first_kernel kernels[PANEL_ROWS] = {only_1, only_2, only_3, only_4, only_5, only_6};
     const first_kernel kernel = kernels[p->m - 1];
     const int wide = is_wide(w);
@@ -161,9 +161,7 @@ static TARGET_AVX512BF16 int many_panels(const tamp_weight *w, const tamp_produc
     return 0;
 }
 
-int tamp_multiply_avx512bf16(const tamp_weight *w, const tamp_product *p, int64_t begin, int64_t end) {
-    if (p->m > PANEL_ROWS) return many_panels(w, p, begin, end);
-    if (p->m == 1 && tamp_compressing_pays(w, p)) return tamp_compressed_avx512bf16(w, p, begin, end);
-    return tamp_expanded_avx512bf16(w, p, begin, end);
+int tamp_expanded_avx512bf16(const tamp_weight *w, const tamp_product *p, int64_t begin, int64_t end) {
+    return p->m > PANEL_ROWS ? many_panels(w, p, begin, end) : one_panel(w, p, begin, end);
 }
 #endif

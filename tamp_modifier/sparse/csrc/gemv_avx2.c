@@ -93,7 +93,7 @@ DEFINE_KERNEL(fp16, 2, DTYPE_FP16)
 DEFINE_KERNEL(fp32, 1, DTYPE_FP32)
 DEFINE_KERNEL(fp32, 2, DTYPE_FP32)
 
-int tamp_gemv_avx2(const tamp_weight *w, const tamp_product *p, int64_t begin, int64_t end) {
+static int multiply_blocks(const tamp_weight *w, const tamp_product *p, int64_t begin, int64_t end) {
     typedef int (*group_kernel)(const tamp_weight *, const tamp_product *, int64_t, int);
     static const group_kernel kernels[3][GROUP] = {{bf16_1, bf16_2}, {fp16_1, fp16_2}, {fp32_1, fp32_2}};
     for (int64_t block = begin; block < end; block++) {
@@ -105,4 +105,19 @@ int tamp_gemv_avx2(const tamp_weight *w, const tamp_product *p, int64_t begin, i
     }
     return 0;
 }
+
+static int supported(void) {
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+
+const tamp_path tamp_path_avx2 = {
+    .name = "avx2",
+    .supported = supported,
+    .kernel = multiply_blocks,
+    .layout = &tamp_fp32_rows,
+    .most_rows = 8,
+};
+#else
+TAMP_ABSENT_PATH(avx2);
 #endif

@@ -17,7 +17,7 @@ static const char *expand(uint32_t mask, const char *values, int dtype, float *d
     return values;
 }
 
-int tamp_gemv_portable(const tamp_weight *w, const tamp_product *p, int64_t begin, int64_t end) {
+static int multiply_blocks(const tamp_weight *w, const tamp_product *p, int64_t begin, int64_t end) {
     const int64_t size = p->dtype == DTYPE_FP32 ? 4 : 2;
     for (int64_t block = begin; block < end; block++) {
         if (!block_is_safe(w, block)) return 1;
@@ -48,3 +48,13 @@ int tamp_gemv_portable(const tamp_weight *w, const tamp_product *p, int64_t begi
     }
     return 0;
 }
+
+static int supported(void) { return 1; }
+
+const tamp_path tamp_path_portable = {
+    .name = "portable",
+    .supported = supported,
+    .kernel = multiply_blocks,
+    .layout = &tamp_fp32_rows,
+    .most_rows = 8,
+};

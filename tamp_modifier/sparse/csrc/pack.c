@@ -3,10 +3,6 @@
 
 #include "tamp_sparse.h"
 
-#ifdef TAMP_X86
-#include <immintrin.h>
-#endif
-
 typedef struct {
     const char *dense; /* source of packing */
     char *target;      /* target of unpacking; its first row is row `first_row` */
@@ -40,55 +36,10 @@ ALWAYS_INLINE uint32_t nonzero(const char *at, int size, int count, int floating
                        : nonzero_1(at, count, floating);
 }
 
-#ifdef TAMP_X86
-static TARGET_AVX512 uint32_t nonzero_avx512(const char *at, int size, int floating) {
-    if (size == 2)
-        return _mm512_test_epi16_mask(_mm512_loadu_si512(at), _mm512_set1_epi16(floating ? 0x7fff : -1));
-    if (size == 1)
-        return _mm256_test_epi8_mask(_mm256_loadu_si256((const __m256i *)at),
-                                     _mm256_set1_epi8(floating ? 0x7f : -1));
-    const __m512i significant = _mm512_set1_epi32(floating ? 0x7fffffff : -1);
-    const uint32_t low = _mm512_test_epi32_mask(_mm512_loadu_si512(at), significant);
-    const uint32_t high = _mm512_test_epi32_mask(_mm512_loadu_si512(at + 64), significant);
-    return high << 16 | low;
-}
-
-/* Writes up to 64 bytes past the values it appends. */
-static TARGET_AVX512 void compress_avx512(const char *at, uint32_t mask, int size, char *to) {
-    if (size == 2) {
-        _mm512_storeu_si512(to, _mm512_maskz_compress_epi16(mask, _mm512_loadu_si512(at)));
-    } else if (size == 1) {
-        const __m256i dense = _mm256_loadu_si256((const __m256i *)at);
-        _mm256_storeu_si256((__m256i *)to, _mm256_maskz_compress_epi8(mask, dense));
-    } else {
-        const uint16_t low = (uint16_t)mask, high = (uint16_t)(mask >> 16);
-        _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(low, _mm512_loadu_si512(at)));
-        to += 4 * __builtin_popcount(low);
-        _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(high, _mm512_loadu_si512(at + 64)));
-    }
-}
-
-static TARGET_AVX512 void expand_avx512(const char *values, uint32_t mask, int size, char *to) {
-    if (size == 2) {
-        _mm512_storeu_si512(to, _mm512_maskz_expand_epi16(mask, _mm512_loadu_si512(values)));
-    } else if (size == 1) {
-        const __m256i packed = _mm256_loadu_si256((const __m256i *)values);
-        _mm256_storeu_si256((__m256i *)to, _mm256_maskz_expand_epi8(mask, packed));
-    } else {
-        const uint16_t low = (uint16_t)mask, high = (uint16_t)(mask >> 16);
-        _mm512_storeu_si512(to, _mm512_maskz_expand_epi32(low, _mm512_loadu_si512(values)));
-        values += 4 * __builtin_popcount(low);
-        _mm512_storeu_si512(to + 64, _mm512_maskz_expand_epi32(high, _mm512_loadu_si512(values)));
-    }
-}
-#endif
-
-static int has_avx512(void) { return tamp_path() >= PATH_AVX512; }
-
 static void mask_blocks(void *context, int64_t begin, int64_t end) {
     const pack_task *t = context;
     const tamp_weight *w = &t->weight;
-    const int fast = has_avx512();
+    const tamp_moves *fast = tamp_current_path()->moves;
     for (int64_t block = begin; block < end; block++) {
         uint32_t *mask = mask_of(t, block);
         int64_t kept = 0;
@@ -100,10 +51,8 @@ static void mask_blocks(void *context, int64_t begin, int64_t end) {
                 const char *at = dense + column * t->size;
                 uint32_t bits = 0;
                 if (row < w->rows) {
-#ifdef TAMP_X86
-                    if (fast && left >= TILE_COLUMNS) bits = nonzero_avx512(at, t->size, t->floating);
+                    if (fast && left >= TILE_COLUMNS) bits = fast->nonzero(at, t->size, t->floating);
                     else
-#endif
                         bits = nonzero(at, t->size, left < TILE_COLUMNS ? (int)left : TILE_COLUMNS,
                                        t->floating);
                 }
@@ -113,7 +62,6 @@ static void mask_blocks(void *context, int64_t begin, int64_t end) {
         }
         t->offsets[block + 1] = kept;
     }
-    (void)fast;
 }
 
 ALWAYS_INLINE void copy_kept(const char *at, uint32_t mask, int size, char *to) {
@@ -123,7 +71,8 @@ ALWAYS_INLINE void copy_kept(const char *at, uint32_t mask, int size, char *to) 
 static void pack_blocks(void *context, int64_t begin, int64_t end) {
     const pack_task *t = context;
     const tamp_weight *w = &t->weight;
-    const int fast = has_avx512(), size = t->size;
+    const tamp_moves *fast = tamp_current_path()->moves;
+    const int size = t->size;
     for (int64_t block = begin; block < end; block++) {
         const uint32_t *mask = mask_of(t, block);
         char *to = t->target + w->offsets[block] * size;
@@ -133,20 +82,15 @@ static void pack_blocks(void *context, int64_t begin, int64_t end) {
                 const uint32_t bits = mask[tile * BLOCK_ROWS + r];
                 const int64_t row = block * BLOCK_ROWS + r, column = tile * TILE_COLUMNS;
                 const char *at = t->dense + (row * t->stride + column) * size;
-#ifdef TAMP_X86
                 /* Never past this block: what follows belongs to another thread. */
                 if (fast && stop - to >= 128 && w->columns - column >= TILE_COLUMNS)
-                    compress_avx512(at, bits, size, to);
-                else
-#endif
-                    if (size == 2)
-                    copy_kept(at, bits, 2, to);
+                    fast->compress(at, bits, size, to);
+                else if (size == 2) copy_kept(at, bits, 2, to);
                 else if (size == 4) copy_kept(at, bits, 4, to);
                 else copy_kept(at, bits, 1, to);
                 to += __builtin_popcount(bits) * size;
             }
     }
-    (void)fast;
 }
 
 ALWAYS_INLINE void scatter_kept(const char *values, uint32_t mask, int size, char *to) {
@@ -156,7 +100,8 @@ ALWAYS_INLINE void scatter_kept(const char *values, uint32_t mask, int size, cha
 static void unpack_blocks(void *context, int64_t begin, int64_t end) {
     pack_task *t = context;
     const tamp_weight *w = &t->weight;
-    const int fast = has_avx512(), size = t->size;
+    const tamp_moves *fast = tamp_current_path()->moves;
+    const int size = t->size;
     const int64_t first = t->first_row / BLOCK_ROWS;
     for (int64_t block = first + begin; block < first + end; block++) {
         if (!block_is_safe(w, block)) {
@@ -173,11 +118,9 @@ static void unpack_blocks(void *context, int64_t begin, int64_t end) {
                 const int64_t row = block * BLOCK_ROWS + r;
                 if (row < w->rows) {
                     char *to = t->target + ((row - t->first_row) * t->stride + column) * size;
-#ifdef TAMP_X86
-                    if (fast && width == TILE_COLUMNS) expand_avx512(values, bits, size, to);
-                    else
-#endif
-                    {
+                    if (fast && width == TILE_COLUMNS) {
+                        fast->expand(values, bits, size, to);
+                    } else {
                         const uint32_t inside = width == 32 ? bits : bits & ((1u << width) - 1);
                         memset(to, 0, (size_t)width * size);
                         if (size == 2) scatter_kept(values, inside, 2, to);
@@ -191,20 +134,6 @@ static void unpack_blocks(void *context, int64_t begin, int64_t end) {
         if (values != (const char *)w->values + w->offsets[block + 1] * size)
             __atomic_store_n(&t->corrupt, 1, __ATOMIC_RELAXED);
     }
-    (void)fast;
-}
-
-static tamp_weight weight_of(const uint32_t *mask, const void *values, const int64_t *offsets, int64_t kept,
-                             int64_t rows, int64_t columns) {
-    const tamp_weight weight = {mask,
-                                values,
-                                offsets,
-                                kept,
-                                rows,
-                                columns,
-                                (rows + BLOCK_ROWS - 1) / BLOCK_ROWS,
-                                (columns + TILE_COLUMNS - 1) / TILE_COLUMNS};
-    return weight;
 }
 
 /* First step of packing: mask and offsets; the caller then knows how many values there are. */

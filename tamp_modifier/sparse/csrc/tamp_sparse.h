@@ -1,4 +1,5 @@
-/* Shared declarations of the native part. The format is described in ../format.py. */
+/* What the files of the native part share: the format (see docs/sparse-format.md), a product, and a path,
+ * which is how one kind of processor multiplies. */
 #ifndef TAMP_SPARSE_H
 #define TAMP_SPARSE_H
 
@@ -10,9 +11,7 @@
 #define BLOCK_ROWS 4
 #define TILE_COLUMNS 32
 #define PADDING_BYTES 64
-#define MAX_M 8       /* rows of x that the fp32 kernels multiply at once */
-#define PANEL_ROWS 6  /* and PATH_AVX512BF16: 4 * 6 sums stay in registers */
-#define STRIP_ROWS 66 /* rows of x that share one expansion there */
+#define MAX_M 8 /* rows of x in one call of a kernel with the layout fp32_rows */
 
 #if (defined(__x86_64__) || defined(_M_X64)) && (defined(__GNUC__) || defined(__clang__))
 #define TAMP_X86 1
@@ -31,7 +30,6 @@
 #error "tamp_sparse needs GCC or Clang"
 #endif
 
-enum { PATH_PORTABLE = 0, PATH_AVX2 = 1, PATH_AVX512 = 2, PATH_AVX512BF16 = 3, PATHS = 4 };
 enum { DTYPE_BF16 = 0, DTYPE_FP16 = 1, DTYPE_FP32 = 2 };
 
 typedef struct {
@@ -41,9 +39,8 @@ typedef struct {
     int64_t kept, rows, columns, blocks, tiles;
 } tamp_weight;
 
-/* x: [m, ldx], 1 <= m <= MAX_M, columns padded with zeros to a multiple of 32; fp32. For the bf16 weights
- * of PATH_AVX512BF16 it is bf16 in panels of up to 6 rows, [tiles, rows, 32] each, and m <= STRIP_ROWS.
- * y: [m, ldy] in the weight's dtype. bias: fp32 [rows] or NULL. */
+/* Some rows of x, as `layout` of the path has them, with the weight. y: [m, ldy] in the weight's dtype.
+ * bias: fp32 [rows] or NULL. */
 typedef struct {
     const void *x;
     int64_t ldx;
@@ -56,21 +53,73 @@ typedef struct {
 /* Multiplies blocks [begin, end). Returns 0, or 1 if mask and offsets disagree. */
 typedef int (*tamp_kernel)(const tamp_weight *w, const tamp_product *p, int64_t begin, int64_t end);
 
-int tamp_gemv_portable(const tamp_weight *w, const tamp_product *p, int64_t begin, int64_t end);
-int tamp_gemv_avx2(const tamp_weight *w, const tamp_product *p, int64_t begin, int64_t end);
-int tamp_gemv_avx512(const tamp_weight *w, const tamp_product *p, int64_t begin, int64_t end);
-int tamp_multiply_avx512bf16(const tamp_weight *w, const tamp_product *p, int64_t begin, int64_t end);
+/* x as the caller gives it: [m, columns] of dtype, rows `stride` entries apart; and how it is cut. */
+typedef struct {
+    const void *x;
+    int64_t m, stride, columns, tiles;
+    int64_t strip; /* rows of x in one call of the kernel */
+    int dtype;
+} tamp_input;
 
-/* The path in use; tamp_set_path sets it, the best one of this CPU or a lower one. */
-int tamp_path(void);
+/* How a kernel wants x: whole tiles of columns, filled up with zeros, the strips one after another. */
+typedef struct {
+    size_t entry;                          /* bytes of one entry */
+    int64_t (*strip)(int64_t m);           /* rows of x, of m, in one call of the kernel */
+    size_t (*bytes)(const tamp_input *in); /* size of the copy of x, 0 where x is used as it is */
+    void (*prepare)(const tamp_input *in, void *copy, int64_t begin, int64_t end); /* tiles [begin, end) */
+} tamp_layout;
+
+extern const tamp_layout tamp_fp32_rows; /* fp32 [m, ldx], strips of MAX_M rows */
+
+/* Moves 32 elements of 1, 2 or 4 bytes between a dense row and the stream of kept values. */
+typedef struct {
+    /* Bit c: element c is not zero; for floating types -0 is zero too. */
+    uint32_t (*nonzero)(const char *at, int size, int floating);
+    /* Writes the elements that mask keeps, and up to 128 bytes from `to` on. */
+    void (*compress)(const char *at, uint32_t mask, int size, char *to);
+    void (*expand)(const char *values, uint32_t mask, int size, char *to);
+} tamp_moves;
+
+extern const tamp_moves tamp_moves_avx512;
+
+/* How one kind of processor multiplies. */
+typedef struct tamp_path {
+    const char *name;
+    /* Whether this machine can, and where the system has to permit it, does; NULL where it never can. */
+    int (*supported)(void);
+    /* Whether this path multiplies m rows of x of dtype; if not, `base` does, which is supported wherever
+     * this path is. NULL: whatever there is. */
+    int (*takes)(int dtype, int64_t m);
+    const struct tamp_path *base;
+    tamp_kernel kernel;
+    const tamp_layout *layout;
+    int64_t most_rows;       /* rows of x up to which this beats a dense product with the expanded weight */
+    const tamp_moves *moves; /* NULL: plain C */
+} tamp_path;
+
+/* All paths, best first: unless one is forced, the first that this machine supports is used. A new path is
+ * a file that defines tamp_path_NAME, and a line here. */
+#define TAMP_PATHS(PATH) \
+    PATH(avx512bf16)     \
+    PATH(avx512)         \
+    PATH(avx2)           \
+    PATH(portable)
+#define TAMP_DECLARE_PATH(NAME) extern const tamp_path tamp_path_##NAME;
+TAMP_PATHS(TAMP_DECLARE_PATH)
+/* What a path's file defines where it is compiled for another processor. */
+#define TAMP_ABSENT_PATH(NAME) const tamp_path tamp_path_##NAME = {.name = #NAME}
+
+/* The path in use. */
+const tamp_path *tamp_current_path(void);
 /* Calls work(context, begin, end) on ranges that cover [0, count), in parallel where OpenMP runs. */
 typedef void (*tamp_range)(void *context, int64_t begin, int64_t end);
 void tamp_parallel(tamp_range work, void *context, int64_t count, int64_t cost);
 
-/* Rows of the next panel of x where `left` rows are left: panels of nearly the same size. */
-ALWAYS_INLINE int panel_rows(int left) {
-    const int panels = (left + PANEL_ROWS - 1) / PANEL_ROWS;
-    return (left + panels - 1) / panels;
+ALWAYS_INLINE tamp_weight weight_of(const uint32_t *mask, const void *values, const int64_t *offsets,
+                                    int64_t kept, int64_t rows, int64_t columns) {
+    const int64_t blocks = (rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
+    const int64_t tiles = (columns + TILE_COLUMNS - 1) / TILE_COLUMNS;
+    return (tamp_weight){mask, values, offsets, kept, rows, columns, blocks, tiles};
 }
 
 ALWAYS_INLINE int64_t popcount64(uint64_t bits) { return __builtin_popcountll(bits); }
@@ -85,6 +134,12 @@ ALWAYS_INLINE int block_is_safe(const tamp_weight *w, int64_t block) {
     int64_t count = 0;
     for (int64_t i = 0; i < w->tiles * BLOCK_ROWS; i++) count += __builtin_popcount(mask[i]);
     return offset + count <= w->kept;
+}
+
+ALWAYS_INLINE float load_float(const void *values, int64_t i, int dtype) {
+    if (dtype == DTYPE_BF16) return float_of_bf16(((const uint16_t *)values)[i]);
+    if (dtype == DTYPE_FP16) return float_of_fp16(((const uint16_t *)values)[i]);
+    return ((const float *)values)[i];
 }
 
 /* Writes the sums of one row of x with the rows of one block. */
