@@ -5,9 +5,10 @@ Needs torch and nothing else of this package.
 
 from __future__ import annotations
 
-from tamp_modifier.sparse.format import PackedWeight, col_slice, pack, row_slice, unpack
+from tamp_modifier.sparse.format import PackedWeight
 from tamp_modifier.sparse.native import backend
 from tamp_modifier.sparse.ops import linear
+from tamp_modifier.sparse.packing import col_slice, pack, row_slice, unpack
 from tamp_modifier.sparse.serialization import (
     CONFIG_FORMAT,
     CONFIG_KEY,

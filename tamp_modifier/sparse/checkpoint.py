@@ -21,7 +21,8 @@ from torch import Tensor
 
 from tamp_modifier.folders import check_output, new_folder
 from tamp_modifier.sparse.files import INDEX_FILE, MarkerCheck, open_shard, shards, stored_names
-from tamp_modifier.sparse.format import STORAGE_DTYPES, nonzero, pack, unpack
+from tamp_modifier.sparse.format import STORAGE_DTYPES, nonzero
+from tamp_modifier.sparse.packing import pack, unpack
 from tamp_modifier.sparse.safetensors_writer import ShardWriter
 from tamp_modifier.sparse.serialization import (
     PACKED_SUFFIXES,

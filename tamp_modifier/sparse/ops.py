@@ -17,8 +17,8 @@ from tamp_modifier.sparse.format import (
     PackedWeight,
     mask_shape,
     padding_length,
-    unpack_blocks,
 )
+from tamp_modifier.sparse.packing import unpack_blocks
 
 # On a GPU more rows of x than this are multiplied by a dense GEMM with the expanded weight, fewer
 # by the Triton kernel. Not measured yet: see docs/benchmarks.md. `native.most_rows` is for CPUs.
