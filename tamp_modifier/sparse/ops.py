@@ -1,8 +1,9 @@
-"""`linear` with a packed weight: the torch custom op, its fake implementation, the kernel to use.
+"""The torch operators on packed weights, `linear` and `expand`, and the kernel that each uses.
 
-The op is ``torch.ops.tamp_modifier.sparse_linear(x, mask, values, offsets, out_features, bias)``.
-It is registered through `torch.library.Library`, which costs less per call than
-`torch.library.custom_op`. It works under `torch.compile` and has no gradient.
+They are ``torch.ops.tamp_modifier.sparse_linear(x, mask, values, offsets, out_features, bias)`` and
+``torch.ops.tamp_modifier.expand(mask, values, offsets, out_features, in_features)``, registered
+through `torch.library.Library`, which costs less per call than `torch.library.custom_op`. They work
+under `torch.compile` and have no gradient.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from tamp_modifier.sparse.format import (
     mask_shape,
     padding_length,
 )
-from tamp_modifier.sparse.packing import unpack_blocks
+from tamp_modifier.sparse.packing import unpack, unpack_blocks
 
 # On a GPU more rows of x than this are multiplied by a dense GEMM with the expanded weight, fewer
 # by the Triton kernel. Not measured yet: see docs/benchmarks.md. `native.most_rows` is for CPUs.
@@ -128,7 +129,7 @@ def _cuda(
     return out
 
 
-def _fake(
+def _fake_linear(
     x: Tensor,
     mask: Tensor,
     values: Tensor,
@@ -139,6 +140,18 @@ def _fake(
     return x.new_empty(*x.shape[:-1], out_features)
 
 
+def _expand(
+    mask: Tensor, values: Tensor, offsets: Tensor, out_features: int, in_features: int
+) -> Tensor:
+    return unpack(PackedWeight(mask, values, offsets, (out_features, in_features)))
+
+
+def _fake_expand(
+    mask: Tensor, values: Tensor, offsets: Tensor, out_features: int, in_features: int
+) -> Tensor:
+    return values.new_empty(out_features, in_features)
+
+
 _library = torch.library.Library("tamp_modifier", "DEF")
 _library.define(
     "sparse_linear(Tensor x, Tensor mask, Tensor values, Tensor offsets, int out_features, "
@@ -147,7 +160,14 @@ _library.define(
 )
 _library.impl("sparse_linear", _cpu, "CPU")
 _library.impl("sparse_linear", _cuda, "CUDA")
-torch.library.register_fake("tamp_modifier::sparse_linear", _fake, lib=_library)
+torch.library.register_fake("tamp_modifier::sparse_linear", _fake_linear, lib=_library)
+_library.define(
+    "expand(Tensor mask, Tensor values, Tensor offsets, SymInt out_features, SymInt in_features) "
+    "-> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_library.impl("expand", _expand, "CompositeExplicitAutograd")
+torch.library.register_fake("tamp_modifier::expand", _fake_expand, lib=_library)
 
 
 def linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None) -> Tensor:
@@ -172,3 +192,22 @@ def linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None) -> Tenso
     return torch.ops.tamp_modifier.sparse_linear(
         x, packed.mask, packed.values, packed.offsets, packed.shape[0], bias
     )
+
+
+def expand(
+    mask: Tensor, values: Tensor, offsets: Tensor, out_features: int, in_features: int
+) -> Tensor:
+    """`unpack` as an operator, which `torch.compile` keeps whole.
+
+    Args:
+        mask, values, offsets: of the packed weight.
+        out_features: rows of the dense weight.
+        in_features: columns of the dense weight.
+
+    Returns:
+        The dense weight ``[out, in]``.
+
+    Raises:
+        ValueError: the tensors do not fit each other.
+    """
+    return torch.ops.tamp_modifier.expand(mask, values, offsets, out_features, in_features)

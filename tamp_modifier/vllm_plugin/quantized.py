@@ -23,22 +23,8 @@ from vllm.model_executor.layers.quantization.compressed_tensors.schemes import (
 from vllm.model_executor.layers.quantization.utils.w8a8_utils import convert_to_channelwise
 from vllm.platforms import current_platform
 
-from tamp_modifier import sparse
+from tamp_modifier.sparse.ops import expand
 from tamp_modifier.vllm_plugin.linear import SparseLinearMethod, Summary
-
-
-@torch.library.custom_op("tamp_modifier::expand", mutates_args=())
-def expand(
-    mask: Tensor, values: Tensor, offsets: Tensor, out_features: int, in_features: int
-) -> Tensor:
-    """The dense weight ``[out, in]`` of a packed one, as an operator that torch.compile keeps."""
-    shape = (out_features, in_features)
-    return sparse.unpack(sparse.PackedWeight(mask, values, offsets, shape))
-
-
-@expand.register_fake
-def _(mask: Tensor, values: Tensor, offsets: Tensor, out_features: int, in_features: int) -> Tensor:
-    return values.new_empty(out_features, in_features)
 
 
 def takes_over(scheme: object) -> bool:
