@@ -8,15 +8,12 @@ are worse than the best one: on the way a worse one can be chance, and steep lin
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 
 from benchmarks.quality.ecoflap import layer_of, text_loss
+from benchmarks.quality.job import Job, apply
 from tamp_modifier.layerwise import ATP
-
-if TYPE_CHECKING:
-    from benchmarks.quality.methods import Job
 
 STEP = 0.002
 PATIENCE = 2
@@ -24,7 +21,6 @@ PATIENCE = 2
 
 def allocate(job: Job) -> dict[str, float]:
     """Sparsity of every Linear by the slope that loses least; the job's model is not changed."""
-    from benchmarks.quality.runner import apply
     from tamp_modifier import TAMPModifier
 
     numel = {name: linear.weight.numel() for name, linear in job.model.linears(job.dense).items()}

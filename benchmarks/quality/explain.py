@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from benchmarks.quality.methods import Job
+from benchmarks.quality.job import Job
 from benchmarks.quality.models import QualityModel
 from benchmarks.quality.runner import prune
 from tamp_modifier.attention import last_token_attention

@@ -11,29 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from benchmarks.quality import atp, ecoflap
-from benchmarks.quality.models import QualityModel
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is to be pruned, and how much.
-
-    Attributes:
-        model: where it comes from.
-        sparsity: share of the weights.
-        structure: "0:0" or "N:M".
-        batches: calibration samples.
-        dense: the model.
-    """
-
-    model: QualityModel
-    sparsity: float
-    structure: str
-    batches: list[dict[str, torch.Tensor]]
-    dense: Any
+from benchmarks.quality.job import Job
 
 
 @dataclass(frozen=True)

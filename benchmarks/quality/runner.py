@@ -12,9 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.utils.data import DataLoader
-
 from benchmarks.quality.cells import (
     DENSE,
     Cell,
@@ -25,7 +22,8 @@ from benchmarks.quality.cells import (
     path_of,
     save,
 )
-from benchmarks.quality.methods import METHODS, Job, applies
+from benchmarks.quality.job import Job, apply
+from benchmarks.quality.methods import METHODS, applies
 from benchmarks.quality.models import QualityModel
 from tamp_modifier.folders import probe
 
@@ -177,26 +175,6 @@ def prune(job: Job, method: str, more: Mapping[str, Any] | None = None) -> None:
         more: further fields of its modifier.
     """
     apply(METHODS[method].make(job, more or {}), job, job.dense)
-
-
-def apply(modifier: Any, job: Job, model: Any) -> None:
-    """Runs one modifier on a model in place, with the calibration samples of a job."""
-    from llmcompressor import oneshot
-
-    from tamp_modifier.tracing import complete_tracing
-
-    complete_tracing()  # TAMPModifier would do it; the rivals need it for samples that differ
-    torch.manual_seed(0)
-    batches: Any = job.batches
-    oneshot(
-        model=model,
-        processor=job.model.processor(),
-        dataset=DataLoader(batches, batch_size=None),
-        recipe=[modifier],
-        num_calibration_samples=len(job.batches),
-        shuffle_calibration_samples=False,
-        sequential_targets=[job.model.layer],
-    )
 
 
 def _job(model: QualityModel, setting: str, batches: list[Any], dense: Any) -> Job:

@@ -10,7 +10,8 @@ import torch
 
 from benchmarks.quality import atp, ecoflap, explain
 from benchmarks.quality.cells import parse_setting
-from benchmarks.quality.methods import METHODS, Job, applies
+from benchmarks.quality.job import Job
+from benchmarks.quality.methods import METHODS, applies
 from benchmarks.quality.models import MODELS, BoxModel
 from tamp_modifier import TAMPModifier
 
