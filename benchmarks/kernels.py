@@ -58,7 +58,11 @@ def dense_kernels(weight: Tensor) -> dict[str, Kernel]:
             packed = prepacked[rows]
             return torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
 
-        kernels["oneDNN"] = onednn
+        try:
+            onednn(weight.new_zeros(1, weight.shape[1]))
+            kernels["oneDNN"] = onednn
+        except RuntimeError as error:  # a type of number that the processor has no units for
+            print(f"torch's oneDNN is left out: {error}")
     try:
         from vllm import _custom_ops
         from vllm.platforms import current_platform
