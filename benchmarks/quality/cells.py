@@ -95,8 +95,33 @@ class TaskItems:
 
 
 @dataclass(frozen=True)
+class Conditions:
+    """What decides the result of a cell, next to `FORMAT_VERSION`.
+
+    A finished cell counts as done only if it was measured under the conditions of the present run,
+    and the cells of one folder must agree in them. Weights count by their bytes, items by their
+    content and the modifier by its settings, never by the place of a source file: modules may move
+    without touching a result.
+
+    Attributes:
+        key: model, method, setting and calibration seed.
+        identity: hash of weights and evaluation items, see `models.QualityModel.identity`.
+        samples: number of calibration samples.
+        recipe: the modifier and its fields.
+    """
+
+    key: tuple[str, str, str, int]
+    identity: str
+    samples: int
+    recipe: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Cell:
-    """Key, circumstances and result of one run.
+    """Conditions, provenance and result of one run.
+
+    `machine`, `date`, `versions` and `code` are provenance: recorded, and never compared. What is
+    compared are the `Conditions`.
 
     Attributes:
         model: name of the model.
@@ -111,8 +136,8 @@ class Cell:
         machine: processor.
         date: day of the run, ISO 8601.
         versions: package -> version.
-        code: hash of the package's sources, empty where it is not known; what has another one is
-            not refused.
+        code: hash of the package's sources and their paths, empty where it is not known; it names
+            the tree that was measured, and every edit or move changes it.
         tasks: task -> its items.
     """
 
@@ -251,26 +276,25 @@ def load_folder(folder: Path) -> list[Cell]:
     return [seen[key] for key in sorted(seen)]
 
 
-def check_same(
-    path: Path,
-    key: tuple[str, str, str, int],
-    identity: str,
-    samples: int,
-    recipe: Mapping[str, Any],
-) -> None:
+def check_same(path: Path, wanted: Conditions) -> None:
     """Refuses a finished cell that was not measured as it would be now.
+
+    Args:
+        path: file of the cell.
+        wanted: what would be measured now.
 
     Raises:
         ResultError: not one cell, another one, or other weights, items, samples or recipe.
     """
     found = load(path)
-    if [cell.key for cell in found] != [key]:
-        raise ResultError(f"{path} must hold the cell {' '.join(map(str, key))} and no other")
+    if [cell.key for cell in found] != [wanted.key]:
+        name = " ".join(map(str, wanted.key))
+        raise ResultError(f"{path} must hold the cell {name} and no other")
     (cell,) = found
     for what, was, now in (
-        ("model weights or items", cell.identity, identity),
-        ("numbers of calibration samples", cell.samples, samples),
-        ("recipe", cell.recipe, recipe),
+        ("model weights or items", cell.identity, wanted.identity),
+        ("numbers of calibration samples", cell.samples, wanted.samples),
+        ("recipe", cell.recipe, wanted.recipe),
     ):
         if was != now:
             raise ResultError(

@@ -102,7 +102,7 @@ class QualityModel(ABC):
 
     @cached_property
     def identity(self) -> str:
-        """Hash of the weights and of what is asked."""
+        """Hash of the weights' bytes and of what is asked, see `cells.Conditions`."""
         digest = hashlib.sha256(self.weights().read_bytes())
         digest.update(self.items.encode())
         return digest.hexdigest()[:16]
@@ -116,7 +116,11 @@ class QualityModel(ABC):
 
 
 def _questions(per_task: int, asked: object) -> str:
-    """`QualityModel.items` of questions, which with what they are about are told by `repr`."""
+    """`QualityModel.items` of questions.
+
+    Questions and what they are about are dataclasses of plain values, whose `repr` holds names and
+    values of fields and no module.
+    """
     digest = hashlib.sha256(repr(asked).encode()).hexdigest()[:12]
     return f"{per_task} questions a task, evaluation seed {EVALUATION_SEED}, {digest}"
 

@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks.quality.cells import (
     DENSE,
     Cell,
+    Conditions,
     ResultError,
     check_same,
     load_folder,
@@ -101,9 +102,7 @@ def run(cells: Sequence[Plan], folder: Path, say: Callable[[str], None]) -> None
         key = (model.name, method, setting, seed)
         path = path_of(folder, key)
         if path.exists():
-            job = _job(model, setting, [], None)
-            recipe = {} if method == DENSE else METHODS[method].recipe(job)
-            check_same(path, key, model.identity, model.samples, recipe)
+            check_same(path, conditions(model, method, setting, seed))
         else:
             missing.append((model, method, setting, seed))
     if any(folder.rglob("*.json")):
@@ -131,17 +130,22 @@ def run(cells: Sequence[Plan], folder: Path, say: Callable[[str], None]) -> None
         )
 
 
+def conditions(model: QualityModel, method: str, setting: str, seed: int) -> Conditions:
+    """What decides the result of a cell that would be measured now."""
+    recipe = {} if method == DENSE else METHODS[method].recipe(_job(model, setting, [], None))
+    return Conditions((model.name, method, setting, seed), model.identity, model.samples, recipe)
+
+
 def measure(model: QualityModel, method: str, setting: str, seed: int) -> Cell:
     """Prunes a fresh model and asks it everything."""
     from tamp_modifier.demo.run import quiet
 
     with quiet():
+        decided = conditions(model, method, setting, seed)
         pruned = model.load()
-        recipe: dict[str, Any] = {}
         seconds = 0.0
         if method != DENSE:
             job = _job(model, setting, model.batches(seed, model.samples), pruned)
-            recipe = METHODS[method].recipe(job)
             begin = time.process_time()
             prune(job, method)
             seconds = time.process_time() - begin
@@ -153,9 +157,9 @@ def measure(model: QualityModel, method: str, setting: str, seed: int) -> Cell:
         method=method,
         setting=setting,
         seed=seed,
-        identity=model.identity,
-        samples=model.samples,
-        recipe=recipe,
+        identity=decided.identity,
+        samples=decided.samples,
+        recipe=dict(decided.recipe),
         reached=round(zeros / sum(weight.numel() for weight in weights), 6),
         cpu_seconds=round(seconds, 1),
         machine=processor_name(),
@@ -184,7 +188,7 @@ def _job(model: QualityModel, setting: str, batches: list[Any], dense: Any) -> J
 
 @cache
 def sources_hash() -> str:
-    """Short hash of the package's Python sources."""
+    """Short hash of the package's Python sources and their paths: provenance, see `Cell`."""
     import tamp_modifier
 
     digest = hashlib.sha256()
