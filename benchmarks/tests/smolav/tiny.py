@@ -1,17 +1,26 @@
-"""A SmolAV of random weights that is small enough for tests."""
+"""A SmolAV of random weights that is small enough for tests, and a tokenizer for its words."""
 
 from __future__ import annotations
 
-import torch
-from transformers import LlamaConfig, SiglipVisionConfig, WhisperConfig
+import inspect
+import re
+from typing import Any
 
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, PreTrainedTokenizerFast, SiglipVisionConfig, WhisperConfig
+
+from benchmarks.smolav import questions, words
 from benchmarks.smolav.model import SmolAVConfig, SmolAVForConditionalGeneration
+from tamp_modifier.demo import pictures
 
 IMAGE, VIDEO, AUDIO = 5, 6, 7
+SPECIAL = ("<unk>", "<|im_start|>", "<|im_end|>", "\n", "Answer")
 
 
 def tiny_config() -> SmolAVConfig:
     """Pictures of 16 x 16 pixels in 16 patches, clips of 16 frames, 2 decoder layers."""
+    vision: Any = SiglipVisionConfig  # its stub lacks vision_use_head
     return SmolAVConfig(
         text_config=LlamaConfig(
             vocab_size=64,
@@ -24,7 +33,7 @@ def tiny_config() -> SmolAVConfig:
             initializer_range=0.2,
             tie_word_embeddings=True,
         ),
-        vision_config=SiglipVisionConfig(
+        vision_config=vision(
             hidden_size=16,
             intermediate_size=24,
             num_hidden_layers=1,
@@ -57,6 +66,25 @@ def full_size_config() -> SmolAVConfig:
     config.audio_config.num_mel_bins, config.audio_config.max_source_positions = 80, 200
     config.frames = 4
     return config
+
+
+def tiny_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+    """One token per word of the world of SmolAV, placeholders at the ids of the tiny config."""
+    # The demo has the words for colours, shapes and places.
+    text = "".join(map(inspect.getsource, (words, questions, pictures)))
+    found = dict.fromkeys(re.findall(r"[A-Za-z]+|[0-9]|[?:,]", text))
+    ids = {token: index for index, token in enumerate(SPECIAL)}
+    ids |= {"<image>": IMAGE, "<video>": VIDEO, "<audio>": AUDIO}
+    for word in found:
+        ids.setdefault(word, len(ids))
+    assert len(ids) <= vocabulary
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()]
+    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+    fast.add_special_tokens({"additional_special_tokens": list(SPECIAL[1:3])})
+    return fast
 
 
 def tiny_model(seed: int = 0) -> SmolAVForConditionalGeneration:
