@@ -331,7 +331,7 @@ def main() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from tamp_modifier.report import write_json
+    from tamp_modifier.files import write_json
 
     results = run_all(args.models, args.samples, args.repeats)
     console = Console()

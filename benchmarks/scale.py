@@ -32,7 +32,8 @@ CHECK_SAMPLES, IMAGE_TOKENS, TEXT_TOKENS = 4, 144, 48
 
 def large_table() -> list[str]:
     """Rows of docs/scale.md."""
-    from tamp_modifier.estimate import duration, estimate, measure_config
+    from tamp_modifier.messages import duration
+    from tamp_modifier.workflows.estimate import estimate, measure_config
 
     rows = [
         "| model | accelerators | run | time | time, from disk | each accelerator | host | "
@@ -57,7 +58,8 @@ def large_table() -> list[str]:
 
 def example_table() -> list[str]:
     """Rows of examples/README.md."""
-    from tamp_modifier.estimate import duration, estimate, measure_config
+    from tamp_modifier.messages import duration
+    from tamp_modifier.workflows.estimate import estimate, measure_config
 
     rows = ["| example | weights | accelerator | host | time |", "|---|---:|---:|---:|---:|"]
     for name, make in EXAMPLES.items():
@@ -195,7 +197,7 @@ def run_check(folder: Path, weights: str) -> dict[str, Any]:
 
 def check(layers: int) -> dict[str, Any]:
     """Runs the check in processes of their own, and puts the estimate beside it."""
-    from tamp_modifier.estimate import Machine, estimate, measure_config
+    from tamp_modifier.workflows.estimate import Machine, estimate, measure_config
 
     shapes = measure_config(check_config(layers))
     runs: dict[str, Any] = {}
@@ -234,7 +236,7 @@ def main() -> None:
     if args.child:
         print(json.dumps(run_check(Path(args.child[1]), args.child[0])))
     elif args.check:
-        from tamp_modifier.report import write_json
+        from tamp_modifier.files import write_json
 
         found = check(args.layers)
         print(json.dumps(found, indent=1))

@@ -1,12 +1,15 @@
-"""Output folders that are whole or absent."""
+"""Files and folders that appear whole or not at all."""
 
 from __future__ import annotations
 
 import errno
+import json
 import os
+import re
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -114,3 +117,46 @@ def _catch_termination() -> Any:
         sys.exit(128 + number)
 
     return signal.signal(signal.SIGTERM, leave)
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Gives a file beside `path` to write, and renames it to `path` at the end.
+
+    No reader sees half a file, and after an error nothing is left. The mode is what the user's
+    umask asks for.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: str | os.PathLike[str], data: Any) -> Path:
+    """Writes strict JSON, whole or not at all.
+
+    Raises:
+        ValueError: a number that JSON cannot hold.
+    """
+    text = json.dumps(data, indent=1, allow_nan=False) + "\n"
+    # Lists of numbers (tokens, shapes) go on one line each, or a report would have a line a token.
+    text = re.sub(r"\[\n[\s\d,]+\]", lambda match: re.sub(r"\s+", " ", match[0]), text)
+    with whole_file(path) as file:
+        file.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -6,18 +6,18 @@ j, and the smallest are pruned within each output row, or within each group of M
 
 from __future__ import annotations
 
+import importlib
 import math
 import re
+import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tamp_modifier.frozen import freeze
-
 __all__ = [
     "apply_mask",
-    "freeze",
     "has_structure",
     "magnitude_mask",
     "parse_mask_structure",
@@ -208,3 +208,15 @@ def verify_sparsity(
         wanted = mask_structure if prune_m else "their sparsity"
         raise ValueError(f"these Linears do not have {wanted}: {', '.join(short)}")
     return {name: weight_sparsity(weight) for name, weight in weights.items()}
+
+
+def __getattr__(name: str) -> Any:
+    # Training is no pure step. Looked up by name: nothing here depends on it.
+    if name != "freeze":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(
+        "tamp_modifier.masks.freeze is now tamp_modifier.zeros.freeze.freeze and goes in 0.3",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return importlib.import_module("tamp_modifier.zeros.freeze").freeze

@@ -20,22 +20,24 @@ from pydantic import (
 )
 from rich.console import Console
 
-from tamp_modifier.allocation import Allocation, get_allocation
-from tamp_modifier.batches import TokenTypesFunction, import_function
-from tamp_modifier.company import check_others, refuse_bool
-from tamp_modifier.guard import guard_zeros, refuse_lost_zeros
-from tamp_modifier.patterns import Structure
+from tamp_modifier.allocation.base import Allocation
+from tamp_modifier.allocation.patterns import Structure
+from tamp_modifier.allocation.registry import get_allocation
+from tamp_modifier.calibration.batches import TokenTypesFunction, import_function
+from tamp_modifier.calibration.targets import Target
+from tamp_modifier.checkpoint.marker import CONFIG_KEY, config_marker
 from tamp_modifier.permutation import GROUP
-from tamp_modifier.presets import with_preset
-from tamp_modifier.report import check_writable
-from tamp_modifier.run import PruningRun
-from tamp_modifier.scores import Score, get_score
-from tamp_modifier.selection import AnySelection, get_selection
-from tamp_modifier.sparse import CONFIG_KEY, config_marker
-from tamp_modifier.targets import Target
+from tamp_modifier.pruning.checks import check_others, check_writable, refuse_bool
+from tamp_modifier.pruning.presets import with_preset
+from tamp_modifier.pruning.run import PruningRun
+from tamp_modifier.report.table import report_table
+from tamp_modifier.scores.base import Score
+from tamp_modifier.scores.registry import get_score
+from tamp_modifier.selection.registry import AnySelection, get_selection
 from tamp_modifier.tokens import is_multimodal, modality_token_ids, parse_modality_token_ids
-from tamp_modifier.tracing import complete_tracing
 from tamp_modifier.upstream.experts import check_experts
+from tamp_modifier.upstream.tracing import complete_tracing
+from tamp_modifier.zeros.keep import guard_zeros, refuse_lost_zeros
 
 __all__ = ["TAMPModifier"]
 
@@ -291,7 +293,7 @@ class TAMPModifier(Modifier):
         self.remove_hooks()
         self.run.finish()
         if is_source_process():
-            Console(stderr=True).print(self.run.report().table())
+            Console(stderr=True).print(report_table(self.run.report()))
 
     def on_finalize(self, state: State, **kwargs: Any) -> bool:
         """Checks that the zeros are still there, marks the model, and writes the report.

@@ -1,6 +1,6 @@
 """Prunes tiny models in one of several processes, or in one: what torchrun starts for the tests.
 
-    torchrun --nproc-per-node 2 -m tests.distributed_worker FOLDER CASE...
+torchrun --nproc-per-node 2 -m tests.distributed_worker FOLDER CASE...
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from tamp_modifier import TAMPModifier
-from tamp_modifier.distributed import partition, rank
+from tamp_modifier.calibration.distributed import partition, rank
 from tests.architectures.models import build
 from tests.running import linear_weights, prune
 

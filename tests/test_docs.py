@@ -15,13 +15,13 @@ from tamp_modifier.selection import SELECTIONS, get_selection
 from tests.architectures.models import build
 from tests.running import prune
 
-PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
+PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 
 
 @pytest.fixture
 def snippet(monkeypatch: pytest.MonkeyPatch) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
-    monkeypatch.setattr("tamp_modifier.selection.SELECTIONS", rules := dict(SELECTIONS))
+    monkeypatch.setattr("tamp_modifier.selection.registry.SELECTIONS", rules := dict(SELECTIONS))
     names: dict[str, Any] = {}
     exec(code, names)
     assert "most_attended" in rules

@@ -58,7 +58,7 @@ def test_import_costs_little_on_top_of_torch() -> None:
 def test_the_method_works_where_llmcompressor_is_absent() -> None:
     python(
         "import torch\n"
-        "from tamp_modifier import allocation, attention, diversity, masks, report, selection\n"
+        "from tamp_modifier import allocation, diversity, masks, report, selection\n"
         "from tamp_modifier import cli, sparse, statistics, tokens\n"
         "mask = masks.wanda_mask(torch.randn(4, 8), torch.rand(8), 0.5)\n"
         "assert mask.sum() == 16\n",
@@ -129,9 +129,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(built: tuple[Path, Path]) 
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     root = Path(__file__).parent.parent
-    modules = {
-        path.relative_to(root).as_posix() for path in (root / "tamp_modifier").rglob("*.py")
-    }
+    modules = {path.relative_to(root).as_posix() for path in (root / "tamp_modifier").rglob("*.py")}
     assert modules <= set(names), sorted(modules - set(names))
     allowed = re.compile(
         r"tamp_modifier/([a-z_]+/)*([a-z0-9_]+\.py|py\.typed|[a-z0-9_]+\.[ch]|_native[\w.-]*\.so)"

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tamp_modifier import TAMPModifier
-from tamp_modifier.columns import ColumnOrder, find_free_columns
-from tamp_modifier.observer import Activations
+from tamp_modifier.calibration.activations import Activations
+from tamp_modifier.calibration.targets import Target, find_decoder_layers, find_targets
 from tamp_modifier.permutation import best_order, kept_metric
+from tamp_modifier.pruning.columns import ColumnOrder, find_free_columns
 from tamp_modifier.report import PruningReport
-from tamp_modifier.targets import Target, find_decoder_layers, find_targets
 from tests.architectures.models import build
 from tests.running import linear_weights, prune, sparsity
 

@@ -11,13 +11,13 @@ import yaml
 from llmcompressor import active_session, oneshot
 
 from tamp_modifier import TAMPModifier
+from tamp_modifier.allocation.patterns import Structure
+from tamp_modifier.checkpoint.marker import read_marker
+from tamp_modifier.checkpoint.pack import read_config
 from tamp_modifier.demo.evaluation import calibration_dataloader, load_model
 from tamp_modifier.demo.run import decoder_linears
 from tamp_modifier.masks import has_structure
-from tamp_modifier.patterns import Structure
-from tamp_modifier.preserve import pruned_bits
-from tamp_modifier.sparse.checkpoint import read_config
-from tamp_modifier.sparse.serialization import read_marker
+from tamp_modifier.zeros.remembered import pruned_bits
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 

@@ -21,7 +21,7 @@ from benchmarks.quality import cells as files
 from benchmarks.quality.methods import METHODS, QUICK
 from benchmarks.quality.models import CALIBRATION_SEEDS, MODELS
 from benchmarks.quality.table import blocks, markdown
-from tamp_modifier.folders import probe
+from tamp_modifier.files import probe
 
 OUTPUT = Path("output/bench-quality")
 

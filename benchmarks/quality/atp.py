@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.quality.ecoflap import layer_of, text_loss
 from benchmarks.quality.job import Job, apply
-from tamp_modifier.layerwise import ATP
+from tamp_modifier.allocation.layerwise import ATP
 
 STEP = 0.002
 PATIENCE = 2

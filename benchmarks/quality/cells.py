@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from tamp_modifier.report import write_json
+from tamp_modifier.files import write_json
 
 FORMAT = "tamp-quality"
 FORMAT_VERSION = 2

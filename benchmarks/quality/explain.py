@@ -15,9 +15,9 @@ import torch
 from benchmarks.quality.job import Job
 from benchmarks.quality.models import QualityModel
 from benchmarks.quality.runner import prune
-from tamp_modifier.attention import last_token_attention
-from tamp_modifier.figures import COLOURS, MARKERS, diversity_figure, new_figure, save_figure
+from tamp_modifier.calibration.attention import last_token_attention
 from tamp_modifier.report import PruningReport, linear_type
+from tamp_modifier.report.figures import COLOURS, MARKERS, diversity_figure, new_figure, save_figure
 from tamp_modifier.tokens import MODALITY_NAMES, modality_token_ids, token_types
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ SHOWN = ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj")
 def draw(model: QualityModel, folder: Path, samples: int = SAMPLES) -> list[Path]:
     """Writes the figures ``quality-WHAT-MODEL.png``: attention, diversity and, of pictures,
     selection."""
-    from tamp_modifier.demo.run import quiet
+    from tamp_modifier.progress import quiet
 
     model.check()
     with quiet():

@@ -20,7 +20,7 @@ from benchmarks.quality.table import (
     setting_order,
     title_of,
 )
-from tamp_modifier.figures import COLOURS, MARKERS, new_figure, save_figure
+from tamp_modifier.report.figures import COLOURS, MARKERS, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

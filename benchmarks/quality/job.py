@@ -34,7 +34,7 @@ def apply(modifier: Any, job: Job, model: Any) -> None:
     """Runs one modifier on a model in place, with the calibration samples of a job."""
     from llmcompressor import oneshot
 
-    from tamp_modifier.tracing import complete_tracing
+    from tamp_modifier.upstream.tracing import complete_tracing
 
     complete_tracing()  # TAMPModifier would do it; the rivals need it for samples that differ
     torch.manual_seed(0)

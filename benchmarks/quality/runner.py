@@ -26,7 +26,7 @@ from benchmarks.quality.cells import (
 from benchmarks.quality.job import Job, apply
 from benchmarks.quality.methods import METHODS, applies
 from benchmarks.quality.models import QualityModel
-from tamp_modifier.folders import probe
+from tamp_modifier.files import probe
 
 PACKAGES = ("torch", "transformers", "llmcompressor", "tamp-modifier")
 
@@ -138,7 +138,7 @@ def conditions(model: QualityModel, method: str, setting: str, seed: int) -> Con
 
 def measure(model: QualityModel, method: str, setting: str, seed: int) -> Cell:
     """Prunes a fresh model and asks it everything."""
-    from tamp_modifier.demo.run import quiet
+    from tamp_modifier.progress import quiet
 
     with quiet():
         decided = conditions(model, method, setting, seed)

@@ -12,8 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tamp_modifier.checkpoint.marker import CONFIG_KEY, config_marker
 from tamp_modifier.demo.evaluation import MODEL_FOLDER
-from tamp_modifier.sparse import CONFIG_KEY, config_marker
 
 SHAPE = {
     "hidden_size": 1024,

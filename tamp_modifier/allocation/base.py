@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from tamp_modifier.budget import check_budget
+from tamp_modifier.allocation.budget import check_budget
 
 
 class Allocation(ABC):

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from itertools import accumulate
 
 from tamp_modifier.masks import pruned_columns
+from tamp_modifier.messages import some
 
 
 def fill_by_score(
@@ -124,9 +125,3 @@ def check_importance(importance: Mapping[str, float], numel: Mapping[str, int]) 
             raise ValueError(
                 f"importance of {name} must be finite and not negative, got {importance[name]}"
             )
-
-
-def some(names: list[str], limit: int = 5) -> str:
-    """The first names and how many more there are."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

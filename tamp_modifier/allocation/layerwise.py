@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tamp_modifier.budget import check_importance, shift_to_budget
-from tamp_modifier.rules import Allocation
+from tamp_modifier.allocation.base import Allocation
+from tamp_modifier.allocation.budget import check_importance, shift_to_budget
 
 
 class LayerwiseAllocation(Allocation):

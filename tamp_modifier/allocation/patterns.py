@@ -19,9 +19,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tamp_modifier.budget import round_to_budget, some
+from tamp_modifier.allocation.budget import round_to_budget
+from tamp_modifier.allocation.nearest import Steps, nearest_steps
 from tamp_modifier.masks import NUMBER, parse_mask_structure
-from tamp_modifier.steps import Steps, nearest_steps
+from tamp_modifier.messages import some
 
 DENSE = "dense"
 UNSTRUCTURED = "0:0"

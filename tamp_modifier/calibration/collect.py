@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from tamp_modifier.distributed import any_of, gather, sum_statistics
-from tamp_modifier.observer import Activations
-from tamp_modifier.scores import Score
-from tamp_modifier.selection import Selection
+from tamp_modifier.calibration.activations import Activations
+from tamp_modifier.calibration.distributed import any_of, gather, sum_statistics
+from tamp_modifier.calibration.targets import Target
+from tamp_modifier.scores.base import Score
+from tamp_modifier.selection.base import Selection
 from tamp_modifier.statistics import NonFiniteError, Statistics
-from tamp_modifier.targets import Target
 from tamp_modifier.tokens import MODALITY_NAMES
 
 

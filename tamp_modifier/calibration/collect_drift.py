@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import torch
 
-from tamp_modifier.collect import SelectionCollector
-from tamp_modifier.distributed import gather
-from tamp_modifier.drift import DriftSelection, drift_ranks, token_drift
-from tamp_modifier.observer import Activations, LayerStates
-from tamp_modifier.scores import Score
-from tamp_modifier.selection import AllTokens
-from tamp_modifier.targets import Target
+from tamp_modifier.calibration.activations import Activations, LayerStates
+from tamp_modifier.calibration.collect import SelectionCollector
+from tamp_modifier.calibration.distributed import gather
+from tamp_modifier.calibration.targets import Target
+from tamp_modifier.scores.base import Score
+from tamp_modifier.selection.drift import DriftSelection, drift_ranks, token_drift
+from tamp_modifier.selection.registry import AllTokens
 from tamp_modifier.tokens import TEXT
 
 

@@ -12,8 +12,8 @@ from llmcompressor.modifiers import Modifier
 from llmcompressor.pipelines.registry import CalibrationPipeline
 
 from tamp_modifier import progress
-from tamp_modifier.batches import RepeatableLoader
-from tamp_modifier.observer import Observer
+from tamp_modifier.calibration.loader import RepeatableLoader
+from tamp_modifier.calibration.observer import Observer
 
 
 class _Observe(Modifier):

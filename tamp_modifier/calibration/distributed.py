@@ -25,8 +25,8 @@ from compressed_tensors.offload import get_execution_device
 from compressed_tensors.offload.cache import CPUCache
 from torch import nn
 
+from tamp_modifier.calibration.targets import Target
 from tamp_modifier.statistics import Statistics
-from tamp_modifier.targets import Target
 
 __all__ = [
     "agree",

@@ -9,13 +9,13 @@ from typing import Protocol
 import torch
 from compressed_tensors.utils import align_module_device
 
-from tamp_modifier.distributed import any_of, gather, sum_statistics
+from tamp_modifier.allocation.base import Allocation
+from tamp_modifier.allocation.layerwise import MetricAllocation
+from tamp_modifier.calibration.activations import Activations
+from tamp_modifier.calibration.distributed import any_of, gather, sum_statistics
+from tamp_modifier.calibration.targets import Target
 from tamp_modifier.diversity import DiversityTotals, DiversityTracker, Pair
-from tamp_modifier.layerwise import MetricAllocation
-from tamp_modifier.observer import Activations
-from tamp_modifier.rules import Allocation
 from tamp_modifier.statistics import RowScalars
-from tamp_modifier.targets import Target
 
 
 class Measurement(Protocol):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,62 +17,16 @@ from llmcompressor.modeling.moe.context import get_calibrate_all_experts_flag
 from llmcompressor.modeling.moe.linear_experts import LinearExperts2D
 from torch import nn
 
-from tamp_modifier.attention import (
+from tamp_modifier.calibration.activations import Activations, LayerStates
+from tamp_modifier.calibration.attention import (
     attention_weights_from_output,
     find_attention_module,
     last_token_attention,
 )
-from tamp_modifier.batches import TokenBatch
-from tamp_modifier.targets import Target
+from tamp_modifier.calibration.batches import TokenBatch
+from tamp_modifier.calibration.targets import Target
 
 RegisterHook = Callable[..., Any]
-
-
-@dataclass(frozen=True, eq=False)
-class Activations:
-    """What one Linear saw and gave in one sample.
-
-    Attributes:
-        target: the Linear.
-        sample: number of the sample in the calibration set.
-        inputs: [tokens, in_features], in the model's dtype.
-        outputs: [tokens, out_features].
-        types: int64 [tokens], modalities.
-        sample_size: number of the sample's real tokens; an expert sees some of them only. Where
-            samples cannot be told apart, as in some encoders, a batch is one sample.
-        attention: float32 [tokens] from the last real token, or None where the layer has no
-            weights.
-        tokens: int64 [tokens], each row's index among the sample's real tokens; None if it is the
-            row.
-        routed: False for the tokens of an expert that no token of the batch was routed to.
-    """
-
-    target: Target
-    sample: int
-    inputs: torch.Tensor
-    outputs: torch.Tensor
-    types: torch.Tensor
-    sample_size: int
-    attention: torch.Tensor | None = None
-    tokens: torch.Tensor | None = None
-    routed: bool = True
-
-
-@dataclass(frozen=True, eq=False)
-class LayerStates:
-    """What one decoder layer got and gave in one sample.
-
-    Attributes:
-        sample: number of the sample in the calibration set.
-        inputs: [tokens, hidden].
-        outputs: [tokens, hidden].
-        types: int64 [tokens], modalities.
-    """
-
-    sample: int
-    inputs: torch.Tensor
-    outputs: torch.Tensor
-    types: torch.Tensor
 
 
 class Observer:

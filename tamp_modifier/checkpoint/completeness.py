@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from tamp_modifier.budget import some
-from tamp_modifier.sparse.serialization import INNER_KEY, QUANT_METHOD
+from tamp_modifier.checkpoint.marker import INNER_KEY, QUANT_METHOD
+from tamp_modifier.messages import some
 
 Header = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 """Shape and dtype of every tensor by its name on disk."""

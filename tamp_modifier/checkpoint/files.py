@@ -12,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from tamp_modifier.messages import some
 from tamp_modifier.sparse.format import STORAGE_DTYPES, nonzero
 from tamp_modifier.sparse.serialization import PACKED_SUFFIXES
 
@@ -97,7 +98,9 @@ def check_parts(folder: Path, names: Iterable[str]) -> None:
         missing = sorted(set(range(start, start + int(total))) - found)
         if missing:
             files = [f"{name}{number:0{digits}}-of-{total}.safetensors" for number in missing]
-            raise FileNotFoundError(f"{folder}: missing or not in the index: {some(files)}")
+            raise FileNotFoundError(
+                f"{folder}: missing or not in the index: {some(sorted(files), 3)}"
+            )
 
 
 def _check_index(index: Path, weight_map: Mapping[str, str], files: Iterable[Path]) -> None:
@@ -106,16 +109,13 @@ def _check_index(index: Path, weight_map: Mapping[str, str], files: Iterable[Pat
             held = set(handle.keys())
         listed = {name for name, place in weight_map.items() if place == file.name}
         if listed - held:
-            raise ValueError(f"{file} lacks {some(listed - held)}, which {index.name} names")
+            raise ValueError(
+                f"{file} lacks {some(sorted(listed - held), 3)}, which {index.name} names"
+            )
         if held - listed:
-            raise ValueError(f"{file} holds {some(held - listed)}, which {index.name} lacks")
-
-
-def some(names: Iterable[str], limit: int = 3) -> str:
-    """The first of the names, sorted, and how many more there are."""
-    names = sorted(names)
-    rest = len(names) - limit
-    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
+            raise ValueError(
+                f"{file} holds {some(sorted(held - listed), 3)}, which {index.name} lacks"
+            )
 
 
 def stored_names(files: Iterable[Path]) -> set[str]:
@@ -166,7 +166,11 @@ class MarkerCheck:
         gone = [name for name in self._linears if not names & {name + kind for kind in kinds}]
         raise ValueError(
             f"{self._where} holds {len(names)} tensors, config.json says {self._tensors}: "
-            + (f"it lacks {some(gone)}" if gone else "one was lost or added after pruning")
+            + (
+                f"it lacks {some(sorted(gone), 3)}"
+                if gone
+                else "one was lost or added after pruning"
+            )
         )
 
     def see(self, name: str, dense: Tensor) -> int | None:
@@ -199,5 +203,6 @@ class MarkerCheck:
         missing = set(self._linears) - self._found
         if missing:
             raise ValueError(
-                f"{self._where}: config.json names weights that are missing: {some(missing)}"
+                f"{self._where}: config.json names weights that are missing: "
+                f"{some(sorted(missing), 3)}"
             )

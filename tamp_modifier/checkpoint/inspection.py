@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 from tamp_modifier.checkpoint.completeness import require_complete_folder
-from tamp_modifier.sparse.checkpoint import (
+from tamp_modifier.checkpoint.files import MarkerCheck, shards, stored_names
+from tamp_modifier.checkpoint.marker import INNER_KEY, QUANT_METHOD, read_marker
+from tamp_modifier.checkpoint.pack import (
     MIN_SPARSITY,
     NEVER_PACKED,
     Progress,
     iter_stored,
     read_config,
 )
-from tamp_modifier.sparse.files import MarkerCheck, shards, stored_names
 from tamp_modifier.sparse.format import COMPUTE_DTYPES, STORAGE_DTYPES, mask_shape, nonzero
-from tamp_modifier.sparse.serialization import INNER_KEY, QUANT_METHOD, read_marker
 
 HEADER_BYTES = 48
 GROUP_SIZES = (4, 8, 16, 32)

@@ -19,21 +19,14 @@ from typing import Any
 
 from torch import Tensor
 
-from tamp_modifier.folders import check_output, new_folder
-from tamp_modifier.sparse.files import INDEX_FILE, MarkerCheck, open_shard, shards, stored_names
+from tamp_modifier.checkpoint.files import INDEX_FILE, MarkerCheck, open_shard, shards, stored_names
+from tamp_modifier.checkpoint.legacy import read_24_bitmask, read_bitmask
+from tamp_modifier.checkpoint.marker import mark_dense, mark_packed, read_marker
+from tamp_modifier.checkpoint.writer import ShardWriter
+from tamp_modifier.files import check_output, new_folder
 from tamp_modifier.sparse.format import STORAGE_DTYPES, nonzero
 from tamp_modifier.sparse.packing import pack, unpack
-from tamp_modifier.sparse.safetensors_writer import ShardWriter
-from tamp_modifier.sparse.serialization import (
-    PACKED_SUFFIXES,
-    from_tensors,
-    mark_dense,
-    mark_packed,
-    read_24_bitmask,
-    read_bitmask,
-    read_marker,
-    to_tensors,
-)
+from tamp_modifier.sparse.serialization import PACKED_SUFFIXES, from_tensors, to_tensors
 
 CONFIG_FILE = "config.json"
 # Below this sparsity a 16-bit weight would hardly shrink: the mask costs 1 bit a weight.

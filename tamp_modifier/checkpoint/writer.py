@@ -18,6 +18,8 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
+from tamp_modifier.files import whole_file
+
 DTYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -93,8 +95,7 @@ class ShardWriter:
                 return
             order = sorted(self._tensors, key=lambda name: (-self._tensors[name][0], name))
             header = self._header(order)
-            partial = self._file.with_name(self._file.name + ".partial")
-            with open(partial, "wb") as out:
+            with whole_file(self._file) as partial, open(partial, "wb") as out:
                 out.write(struct.pack("<Q", len(header)) + header)
                 for name in order:
                     *_, place, left = self._tensors[name]
@@ -103,7 +104,6 @@ class ShardWriter:
                         chunk = self._data.read(min(left, 1 << 20))
                         out.write(chunk)
                         left -= len(chunk)
-            partial.rename(self._file)
 
     def _header(self, order: list[str]) -> bytes:
         content: dict[str, object] = {"__metadata__": self._metadata} if self._metadata else {}

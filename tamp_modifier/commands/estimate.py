@@ -50,9 +50,9 @@ def run(args: argparse.Namespace) -> None:
     from rich.console import Console
     from transformers import AutoConfig
 
-    from tamp_modifier.estimate import Machine, estimate, measure_config
-    from tamp_modifier.scores import get_score
-    from tamp_modifier.selection import get_selection
+    from tamp_modifier.scores.registry import get_score
+    from tamp_modifier.selection.registry import get_selection
+    from tamp_modifier.workflows.estimate import Machine, estimate, measure_config
 
     get_score(args.score)
     get_selection(args.selection)

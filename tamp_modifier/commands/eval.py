@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tamp_modifier.commands.arguments import add_dtype, positive
 
 if TYPE_CHECKING:
-    from tamp_modifier.answers import TaskScore
+    from tamp_modifier.workflows.evaluate import TaskScore
 
 
 def add_parser(subparsers: Any) -> None:
@@ -48,12 +48,13 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Score the model, and the reference if there is one."""
-    from tamp_modifier.commands.output import library_silence, phases
+    from tamp_modifier.commands.output import phases
+    from tamp_modifier.progress import library_silence
 
     with phases() as step, library_silence(compressing=False):
         from tamp_modifier.data import Encoder, choose, read_conversations
-        from tamp_modifier.models import load_config, load_processor
         from tamp_modifier.tokens import modality_token_ids
+        from tamp_modifier.workflows.models import load_config, load_processor
 
         rows = read_conversations(args.data)
         plain = next((row for row in rows if row.plain), None)
@@ -83,9 +84,9 @@ def run(args: argparse.Namespace) -> None:
 def _ask(
     args: argparse.Namespace, name: str, encoded: Any, processor: Any, step: Any
 ) -> dict[str, TaskScore]:
-    from tamp_modifier.answers import end_ids, score_answers
     from tamp_modifier.data import Collator
-    from tamp_modifier.models import load_config, load_model
+    from tamp_modifier.workflows.evaluate import end_ids, score_answers
+    from tamp_modifier.workflows.models import load_config, load_model
 
     model = load_model(name, load_config(name), args.dtype)
     ends = end_ids(model, getattr(processor, "tokenizer", processor))
@@ -107,7 +108,7 @@ def _summary(
     """JSON values: per task and their means over tasks."""
     from dataclasses import asdict
 
-    from tamp_modifier.answers import retention
+    from tamp_modifier.workflows.evaluate import retention
 
     tasks: dict[str, dict[str, Any]] = {}
     for task, score in scores.items():

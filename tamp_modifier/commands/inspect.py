@@ -14,7 +14,7 @@ from tamp_modifier.commands.output import mebibytes, shard_progress
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from tamp_modifier.sparse.inspection import CheckpointInfo, LinearInfo
+    from tamp_modifier.checkpoint.inspection import CheckpointInfo, LinearInfo
 
 
 def add_parser(subparsers: Any) -> None:
@@ -33,7 +33,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print one row a Linear and the totals."""
-    from tamp_modifier.sparse.inspection import inspect_checkpoint
+    from tamp_modifier.checkpoint.inspection import inspect_checkpoint
 
     with shard_progress("reading") as progress:
         info = inspect_checkpoint(args.folder, progress)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -67,38 +66,3 @@ def phases() -> Iterator[Callable[[str, int, int], None]]:
             progress.update(tasks[phase], completed=done, total=total or None)
 
         yield step
-
-
-@contextlib.contextmanager
-def library_silence(compressing: bool = True) -> Iterator[list[str]]:
-    """Keeps the libraries' bars, logs and warnings away; yields the list that our warnings go to.
-
-    With ``TAMP_DEBUG`` set, everything is shown.
-
-    Args:
-        compressing: llm-compressor is used; it sets up its log when it is imported, so that has to
-            happen first.
-    """
-    warnings: list[str] = []
-    if os.environ.get("TAMP_DEBUG"):
-        yield warnings
-        return
-    from loguru import logger
-
-    from tamp_modifier.demo.run import quiet
-
-    with quiet():
-        if compressing:
-            import tamp_modifier.modifier  # noqa: F401
-        logger.enable("tamp_modifier")
-        logger.remove()  # llm-compressor's, which would print our lines as they come
-        sink = logger.add(
-            lambda message: warnings.append(message.record["message"]),
-            level="WARNING",
-            filter="tamp_modifier",
-        )
-        try:
-            yield warnings
-        finally:
-            with contextlib.suppress(ValueError):  # gone if a library set up its log anew
-                logger.remove(sink)

@@ -12,7 +12,7 @@ from tamp_modifier.commands.arguments import share
 from tamp_modifier.commands.output import mebibytes, shard_progress
 
 if TYPE_CHECKING:
-    from tamp_modifier.sparse.checkpoint import PackStats
+    from tamp_modifier.checkpoint.pack import PackStats
 
 
 def add_parser(subparsers: Any) -> None:
@@ -52,7 +52,7 @@ def _add_arguments(parser: argparse.ArgumentParser, source: str) -> None:
 
 def run_pack(args: argparse.Namespace) -> None:
     """Pack, and tell how large the pruned Linears were and are."""
-    from tamp_modifier.sparse.checkpoint import MIN_SPARSITY, pack_checkpoint
+    from tamp_modifier.checkpoint.pack import MIN_SPARSITY, pack_checkpoint
 
     least = MIN_SPARSITY if args.min_sparsity is None else args.min_sparsity
     with shard_progress("packing") as progress:
@@ -62,7 +62,7 @@ def run_pack(args: argparse.Namespace) -> None:
 
 def run_unpack(args: argparse.Namespace) -> None:
     """Unpack, and tell what was written."""
-    from tamp_modifier.sparse.checkpoint import unpack_checkpoint
+    from tamp_modifier.checkpoint.pack import unpack_checkpoint
 
     with shard_progress("unpacking") as progress:
         stats = unpack_checkpoint(args.source, args.out, progress)

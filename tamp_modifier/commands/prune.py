@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tamp_modifier.commands.arguments import add_dtype, positive
 
 if TYPE_CHECKING:
-    from tamp_modifier.job import Pruned
+    from tamp_modifier.workflows.prune import Pruned
 
 FIELDS = (
     "preset",
@@ -111,8 +111,9 @@ def _add_calibration(group: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Prune, or tell what would be done."""
-    from tamp_modifier.commands.output import library_silence, phases
-    from tamp_modifier.folders import check_output
+    from tamp_modifier.commands.output import phases
+    from tamp_modifier.files import check_output
+    from tamp_modifier.progress import library_silence
 
     if not args.dry_run:
         if args.output is None:
@@ -120,8 +121,9 @@ def run(args: argparse.Namespace) -> None:
         check_output(args.output)
     with phases() as step, library_silence() as warnings:
         make_recipe = _recipe(args)
-        from tamp_modifier import job, progress
-        from tamp_modifier.dry_run import plan
+        from tamp_modifier import progress
+        from tamp_modifier.workflows import prune as job
+        from tamp_modifier.workflows.plan import plan
 
         sampling = job.Sampling(
             args.data, args.samples, args.seed, args.batch_size, args.max_length, args.frames
@@ -252,7 +254,9 @@ def _print_result(args: argparse.Namespace, done: Pruned, warnings: list[str]) -
     from rich.console import Console
 
     console = Console()
-    console.print(done.report.table())
+    from tamp_modifier.report.table import report_table
+
+    console.print(report_table(done.report))
     for warning in warnings:
         console.print(f"warning: {warning}", style="yellow", highlight=False)
     seconds = ", ".join(f"{name} {value:.1f} s" for name, value in done.seconds.items())
@@ -263,7 +267,7 @@ def _print_result(args: argparse.Namespace, done: Pruned, warnings: list[str]) -
 def _print_plan(plan: dict[str, Any]) -> None:
     from rich.console import Console
 
-    from tamp_modifier.dry_run import tables
+    from tamp_modifier.workflows.plan import tables
 
     console = Console()
     for table in tables(plan):

@@ -39,14 +39,15 @@ def run(args: argparse.Namespace) -> None:
     _check_outputs(args)
     from rich.console import Console
 
-    from tamp_modifier.report import REPORT_FILE, SAMPLES_FILE, PruningReport, figures
+    from tamp_modifier.report.model import REPORT_FILE, SAMPLES_FILE, PruningReport
+    from tamp_modifier.report.table import report_table
 
     path = args.report
     if path.is_dir() and (path / REPORT_FILE).is_file():
         path = path / REPORT_FILE
     report = PruningReport.load(path)
     console = Console()
-    console.print(report.table())
+    console.print(report_table(report))
     tokens = ", ".join(f"{count:,} {name}" for name, count in report.tokens.items())
     seconds = ", ".join(f"{phase} {value:.1f} s" for phase, value in report.timings.items())
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
@@ -54,10 +55,12 @@ def run(args: argparse.Namespace) -> None:
         if text:
             console.print(f"{label}: {text}", highlight=False)
     if args.figures is not None:
-        for figure in figures(report, args.figures):
+        from tamp_modifier.report.figures import draw_report
+
+        for figure in draw_report(report, args.figures):
             console.print(f"wrote {figure}", highlight=False, soft_wrap=True)
     if args.html is not None:
-        from tamp_modifier.report_page import read_samples, write_page
+        from tamp_modifier.report.page import read_samples, write_page
 
         samples = read_samples(path.with_name(SAMPLES_FILE))
         written = write_page(report, args.html, samples, args.pictures)

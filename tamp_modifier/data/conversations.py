@@ -24,7 +24,7 @@ from typing import Any
 
 from loguru import logger
 
-from tamp_modifier.budget import some
+from tamp_modifier.messages import some
 
 KINDS = ("image", "video", "audio")
 SUFFIXES = {

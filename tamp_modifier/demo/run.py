@@ -6,13 +6,9 @@ order. Wanda is llm-compressor's own modifier on the same Linears.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import shutil
 import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +19,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from tamp_modifier.report import PruningReport, write_json
+from tamp_modifier.files import write_json
+from tamp_modifier.progress import quiet
+from tamp_modifier.report.model import PruningReport
 
 if TYPE_CHECKING:
     from tamp_modifier.demo.evaluation import Scores
@@ -299,7 +297,7 @@ def table(runs: list[Run], items: int) -> Table:
 
 def draw(runs: list[Run], reports: dict[str, PruningReport], output: Path) -> list[Path]:
     """Writes ``retention.png`` and ``das_sparsity.png``."""
-    from tamp_modifier.figures import (
+    from tamp_modifier.report.figures import (
         COLOURS,
         add_sparsity_bar,
         draw_sparsity_grid,
@@ -351,28 +349,3 @@ def draw(runs: list[Run], reports: dict[str, PruningReport], output: Path) -> li
     add_sparsity_bar(figure, image, all_axes)
     paths.append(save_figure(figure, output / "das_sparsity.png"))
     return paths
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps the bars, logs and warnings of the libraries out of the demo's own progress bar."""
-    # Imported before the redirection: loguru keeps the stream that it finds.
-    from loguru import logger
-
-    names = ("llmcompressor", "compressed_tensors", "tamp_modifier", "transformers")
-    for name in names:
-        logger.disable(name)
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with (
-            contextlib.redirect_stderr(io.StringIO()),
-            contextlib.redirect_stdout(io.StringIO()),
-            warnings.catch_warnings(),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
-        for name in names:
-            logger.enable(name)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from compressed_tensors.quantization.utils import is_module_quantized
 
-from tamp_modifier.budget import some
-from tamp_modifier.scores import Score
-from tamp_modifier.targets import Target
+from tamp_modifier.calibration.targets import Target
+from tamp_modifier.messages import some
+from tamp_modifier.scores.base import Score
+
+if TYPE_CHECKING:
+    pass
+from tamp_modifier.report.model import ReportError
 
 PRUNABLE_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
@@ -91,3 +97,22 @@ def refuse_bool(value: Any, field: str) -> Any:
 
 def _same(path: str, other: str | None) -> bool:
     return other is not None and Path(path).resolve() == Path(other).resolve()
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Refuses a report path that cannot be written, before hours of work go into the report.
+
+    Raises:
+        ReportError: a folder, or a place where no file can be made.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ReportError(f"report_path {str(path)!r} is a folder")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ReportError(
+            f"report_path {str(path)!r} cannot be written: {error.strerror}"
+        ) from None

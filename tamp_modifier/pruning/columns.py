@@ -23,10 +23,10 @@ from compressed_tensors.utils import align_module_device, update_offload_paramet
 from llmcompressor.modifiers.utils.hooks import HooksMixin
 from torch import Tensor, nn
 
-from tamp_modifier.observer import Activations
+from tamp_modifier.calibration.activations import Activations
+from tamp_modifier.calibration.targets import Target
 from tamp_modifier.permutation import GROUP, best_order
 from tamp_modifier.statistics import RowScalars
-from tamp_modifier.targets import Target
 
 # What reads the free columns -> what gives them, in the names that transformers uses.
 MLPS = (("down_proj", ("gate_proj", "up_proj")), ("down_proj", ("up_proj",)), ("fc2", ("fc1",)))

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from compressed_tensors.utils import align_module_device, update_offload_parameter
 
-from tamp_modifier import preserve
-from tamp_modifier.distributed import agree, gather, rank, share_weights
+from tamp_modifier.allocation.patterns import DENSE, UNSTRUCTURED
+from tamp_modifier.calibration.distributed import agree, gather, rank, share_weights
+from tamp_modifier.calibration.targets import Target
 from tamp_modifier.masks import verify_sparsity, weight_sparsity
-from tamp_modifier.patterns import DENSE, UNSTRUCTURED
-from tamp_modifier.scores import Score
+from tamp_modifier.scores.base import Score
 from tamp_modifier.statistics import Statistics
-from tamp_modifier.targets import Target
+from tamp_modifier.zeros import remembered as preserve
 
 
 class Pruner:

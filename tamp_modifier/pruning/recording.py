@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from tamp_modifier.batches import TokenBatch, count_tokens
-from tamp_modifier.collect import SelectionCollector
-from tamp_modifier.measure import Measurement
-from tamp_modifier.report import LinearReport, PruningReport, pair_name, weighted_sparsity
-from tamp_modifier.targets import Target
+from tamp_modifier.calibration.batches import TokenBatch, count_tokens
+from tamp_modifier.calibration.collect import SelectionCollector
+from tamp_modifier.calibration.measurement import Measurement
+from tamp_modifier.calibration.targets import Target
+from tamp_modifier.report.model import LinearReport, PruningReport, pair_name, weighted_sparsity
 
 PACKAGES = ("tamp-modifier", "llmcompressor", "compressed-tensors", "transformers", "torch")
 

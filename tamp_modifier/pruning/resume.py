@@ -29,13 +29,14 @@ from compressed_tensors.utils import align_module_device
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from tamp_modifier.collect import SelectionCollector
+from tamp_modifier.calibration.activations import Activations
+from tamp_modifier.calibration.collect import SelectionCollector
+from tamp_modifier.calibration.measurement import Measurement
+from tamp_modifier.calibration.observer import RegisterHook
+from tamp_modifier.calibration.targets import Target
 from tamp_modifier.diversity import Pair
-from tamp_modifier.measure import Measurement
-from tamp_modifier.observer import Activations, RegisterHook
-from tamp_modifier.pruner import Pruner
-from tamp_modifier.report import write_json
-from tamp_modifier.targets import Target
+from tamp_modifier.files import whole_file, write_json
+from tamp_modifier.pruning.pruner import Pruner
 
 VALUES = 4096
 """Values of every parameter that enter the digest of a model, evenly spread."""
@@ -156,11 +157,8 @@ class Resume:
             tensors[target.name] = _pack(weight) if keeps_weights else weight.contiguous()
             records[target.name] = {"mask": keeps_weights, **selected.record(target.name)}
         path = self._folder / f"{len(list(self._folder.glob('*.safetensors'))):05d}.safetensors"
-        temporary = path.with_suffix(".part")
-        save_file(tensors, temporary, metadata={"linears": json.dumps(records)})
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with whole_file(path) as file:
+            save_file(tensors, file, metadata={"linears": json.dumps(records)})
 
 
 class SavedMeasurement:

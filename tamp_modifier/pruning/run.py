@@ -13,31 +13,37 @@ from llmcompressor.modifiers import Modifier
 from loguru import logger
 
 from tamp_modifier import progress
-from tamp_modifier.allocation import explicit_allocation
-from tamp_modifier.batches import (
-    RepeatableLoader,
+from tamp_modifier.allocation.base import Allocation
+from tamp_modifier.allocation.registry import explicit_allocation
+from tamp_modifier.calibration.activations import Activations
+from tamp_modifier.calibration.batches import (
     TokenBatch,
     count_tokens,
     join_batches,
     number_samples,
     read_batches,
 )
-from tamp_modifier.budget import some
-from tamp_modifier.collect import SelectionCollector
-from tamp_modifier.collect_drift import DriftCollector
-from tamp_modifier.columns import ColumnOrder
-from tamp_modifier.company import check_quantized_before, check_weights
-from tamp_modifier.dense_pass import run_dense_pass
-from tamp_modifier.distributed import agree, all_of, any_of, assign_owners, ranks
-from tamp_modifier.drift import DriftSelection
-from tamp_modifier.measure import DiversityCollector, Measurement, measurement_for
-from tamp_modifier.observer import Activations, Observer, RegisterHook
-from tamp_modifier.pruner import Pruner
-from tamp_modifier.recording import PACKAGES, build_report, installed_version
-from tamp_modifier.report import PruningReport
-from tamp_modifier.resume import Resume, SavedMeasurement, fingerprint
-from tamp_modifier.rules import Allocation
-from tamp_modifier.targets import Target, check_columns, find_decoder_layers, find_targets
+from tamp_modifier.calibration.collect import SelectionCollector
+from tamp_modifier.calibration.collect_drift import DriftCollector
+from tamp_modifier.calibration.dense_pass import run_dense_pass
+from tamp_modifier.calibration.distributed import agree, all_of, any_of, assign_owners, ranks
+from tamp_modifier.calibration.loader import RepeatableLoader
+from tamp_modifier.calibration.measurement import DiversityCollector, Measurement, measurement_for
+from tamp_modifier.calibration.observer import Observer, RegisterHook
+from tamp_modifier.calibration.targets import (
+    Target,
+    check_columns,
+    find_decoder_layers,
+    find_targets,
+)
+from tamp_modifier.messages import some
+from tamp_modifier.pruning.checks import check_quantized_before, check_weights
+from tamp_modifier.pruning.columns import ColumnOrder
+from tamp_modifier.pruning.pruner import Pruner
+from tamp_modifier.pruning.recording import PACKAGES, build_report, installed_version
+from tamp_modifier.pruning.resume import Resume, SavedMeasurement, fingerprint
+from tamp_modifier.report.model import PruningReport
+from tamp_modifier.selection.drift import DriftSelection
 
 if TYPE_CHECKING:
     from tamp_modifier.modifier import TAMPModifier

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tamp_modifier.report import (
+from tamp_modifier.report.model import (
     LinearReport,
     PruningReport,
     ReportError,

@@ -10,21 +10,19 @@ import json
 import math
 import os
 import re
-import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tamp_modifier.files import write_json
 from tamp_modifier.tokens import MODALITY_NAMES
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    pass
 
 FORMAT = "tamp-pruning-report"
 FORMAT_VERSION = 2
-MAX_LAYER_ROWS = 16
 REPORT_FILE = "tamp_report.json"
 SAMPLES_FILE = "tamp_samples.json"
 """Names in the folder of a pruned model: the report, and which samples it is of."""
@@ -137,35 +135,7 @@ class PruningReport:
             ReportError: The file is not JSON, not a report, of another version, or has a wrong
                 value.
         """
-        from tamp_modifier.report_reading import read_report
-
-        return read_report(Path(path))
-
-    def table(self) -> Table:
-        """Requested and reached sparsity: by depth (at most 16 rows), by Linear type, total."""
-        from rich.table import Table
-
-        title = f"Sparsity, mask structure {self.mask_structure}, {self.samples} samples"
-        table = Table(title=title, title_justify="left", show_footer=False)
-        table.add_column("", overflow="fold")
-        mixed = self.is_mixed
-        extremes = () if mixed else ("lowest", "highest")  # the patterns tell them
-        for name in ("Linears", "weights", "requested", "reached", *extremes):
-            table.add_column(name, justify="right", no_wrap=True)
-        if mixed:
-            table.add_column("patterns")
-        layers = _group(self.linears, lambda name, linear: linear.layer)
-        for label, members in _merge_layers(layers):
-            table.add_row(label, *_summary_cells(members, mixed))
-        table.add_section()
-        for label, members in _group(self.linears, lambda name, _: linear_type(name)).items():
-            table.add_row(label, *_summary_cells(members, mixed))
-        table.add_section()
-        cells = _summary_cells(list(self.linears.values()), mixed)
-        cells[2] = _percent(self.requested_sparsity)
-        cells[3] = _percent(self.reached_sparsity)
-        table.add_row("total", *cells, style="bold")
-        return table
+        return _read_report(Path(path))
 
 
 def linear_type(name: str) -> str:
@@ -195,108 +165,6 @@ def weighted_sparsity(linears: Iterable[LinearReport], value: str = "reached") -
     return sum(numel * sparsity for numel, sparsity in pairs) / total if total else 0.0
 
 
-def check_writable(path: str | os.PathLike[str]) -> None:
-    """Refuses a report path that cannot be written, before hours of work go into the report.
-
-    Raises:
-        ReportError: a folder, or a place where no file can be made.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise ReportError(f"report_path {str(path)!r} is a folder")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise ReportError(
-            f"report_path {str(path)!r} cannot be written: {error.strerror}"
-        ) from None
-
-
-def write_json(path: str | os.PathLike[str], data: Any) -> Path:
-    """Writes strict JSON through a temporary file beside it, so no reader sees half a file."""
-    path = Path(path)
-    text = json.dumps(data, indent=1, allow_nan=False) + "\n"
-    # Lists of numbers (tokens, shapes) go on one line each, or a report would have a line a token.
-    text = re.sub(r"\[\n[\s\d,]+\]", lambda match: re.sub(r"\s+", " ", match[0]), text)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path
-
-
-def figures(report: PruningReport, folder: str | os.PathLike[str]) -> list[Path]:
-    """Draws the report's figures into a folder (needs matplotlib) and returns the files' paths."""
-    from tamp_modifier.figures import draw_report
-
-    return draw_report(report, Path(folder))
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.2f} %"
-
-
-def pattern_counts(linears: Iterable[LinearReport]) -> str:
-    """How many Linears have which pattern, the densest first: ``"2 dense, 5 2:4"``."""
-    counts = Counter(
-        linear.pattern for linear in sorted(linears, key=lambda linear: linear.allocated)
-    )
-    return ", ".join(f"{count} {pattern}" for pattern, count in counts.items())
-
-
-def _summary_cells(linears: Sequence[LinearReport], patterns: bool) -> list[str]:
-    reached = [linear.reached for linear in linears] or [0.0]
-    extremes = (
-        [pattern_counts(linears)] if patterns else [_percent(min(reached)), _percent(max(reached))]
-    )
-    return [
-        str(len(linears)),
-        f"{sum(linear.numel for linear in linears):,}",
-        _percent(weighted_sparsity(linears, "allocated")),
-        _percent(weighted_sparsity(linears)),
-        *extremes,
-    ]
-
-
-def _group(
-    linears: Mapping[str, LinearReport], key: Callable[[str, LinearReport], str]
-) -> dict[str, list[LinearReport]]:
-    groups: dict[str, list[LinearReport]] = {}
-    for name, linear in linears.items():
-        groups.setdefault(key(name, linear), []).append(linear)
-    return groups
-
-
-def _merge_layers(layers: dict[str, list[LinearReport]]) -> list[tuple[str, list[LinearReport]]]:
-    """Decoder layers in order, neighbours merged so that at most ``MAX_LAYER_ROWS`` rows remain."""
-    names = list(layers)
-    step = -(-len(names) // MAX_LAYER_ROWS) or 1
-    rows = []
-    for start in range(0, len(names), step):
-        chunk = names[start : start + step]
-        first, last = (layer_index(chunk[0]), layer_index(chunk[-1]))
-        if first is None or last is None:
-            label = chunk[0] if len(chunk) == 1 else f"{chunk[0]} .. {chunk[-1]}"
-        else:
-            label = f"layer {first}" if len(chunk) == 1 else f"layers {first}-{last}"
-        rows.append((label, [linear for name in chunk for linear in layers[name]]))
-    return rows
-
-
 def _encode_runs(sample: Sequence[int]) -> list[list[int]]:
     runs: list[list[int]] = []
     for value in sample:
@@ -321,3 +189,127 @@ def _check_json(value: Any, place: str) -> None:
         raise ReportError(f"{place} is {value}, which JSON cannot hold")
     elif value is not None and not isinstance(value, str | int | float | bool):
         raise ReportError(f"{place} is a {type(value).__name__}, which JSON cannot hold")
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+def _read_report(path: Path) -> PruningReport:
+    """See `PruningReport.load`."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ReportError(f"{path} is not a JSON file: {error}") from None
+    except ReportError as error:
+        raise ReportError(f"{path}: {error}") from None
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise ReportError(f"{path} is not a pruning report of tamp-modifier")
+    version = data.get("format_version")
+    if version != FORMAT_VERSION:
+        raise ReportError(
+            f"{path} has report version {version!r}, this tamp-modifier reads "
+            f"version {FORMAT_VERSION}"
+        )
+    try:
+        return _report_from_dict(data)
+    except ReportError as error:
+        raise ReportError(f"{path}: {error}") from None
+
+
+def _refuse_constant(name: str) -> float:
+    raise ReportError(f"it holds {name}, which is not strict JSON")
+
+
+def _decode_runs(runs: Any, place: str) -> list[int]:
+    result: list[int] = []
+    for run in _expect(runs, list, place):
+        if len(_expect(run, list, place)) != 2:
+            raise ReportError(f"{place} holds {run!r}, expected [modality, count]")
+        modality, count = (_expect(value, int, place) for value in run)
+        if not 0 <= modality < len(MODALITY_NAMES) or count < 1:
+            raise ReportError(f"{place} holds {run!r}, expected [modality, count]")
+        result += [modality] * count
+    return result
+
+
+def _expect(value: Any, kind: type | tuple[type, ...], place: str) -> Any:
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        wanted = " or ".join(sorted("null" if k is type(None) else k.__name__ for k in kinds))
+        raise ReportError(f"{place} is {value!r:.60}, expected {wanted}")
+    return value
+
+
+def _number(value: Any, place: str, low: float = -math.inf, high: float = math.inf) -> float:
+    number = float(_expect(value, (int, float), place))
+    if not low <= number <= high:
+        raise ReportError(f"{place} is {number}, expected {low} to {high}")
+    return number
+
+
+def _named(data: Any, convert: Callable[[Any, str], Any], place: str) -> dict[str, Any]:
+    return {k: convert(v, f"{place}.{k}") for k, v in _expect(data, dict, place).items()}
+
+
+def _count(value: Any, place: str) -> int:
+    return int(_number(_expect(value, int, place), place, low=0))
+
+
+def _text(value: Any, place: str) -> str:
+    return _expect(value, str, place)
+
+
+def _check_keys(data: Mapping[str, Any], kind: type, place: str) -> None:
+    wanted = {f.name for f in fields(kind)}
+    missing, unknown = sorted(wanted - set(data)), sorted(set(data) - wanted)
+    if missing or unknown:
+        problem = f"lacks {', '.join(missing)}" if missing else f"has unknown {', '.join(unknown)}"
+        raise ReportError(f"{place} {problem}")
+
+
+def _report_from_dict(data: dict[str, Any]) -> PruningReport:
+    data = {k: v for k, v in data.items() if k not in ("format", "format_version")}
+    _check_keys(data, PruningReport, "the report")
+    seed = _expect(data["seed"], (int, type(None)), "seed")
+    return PruningReport(
+        requested_sparsity=_number(data["requested_sparsity"], "requested_sparsity", 0, 1),
+        reached_sparsity=_number(data["reached_sparsity"], "reached_sparsity", 0, 1),
+        mask_structure=_text(data["mask_structure"], "mask_structure"),
+        settings=_expect(data["settings"], dict, "settings"),
+        versions=_named(data["versions"], _text, "versions"),
+        seed=seed,
+        samples=_count(data["samples"], "samples"),
+        tokens=_named(data["tokens"], _count, "tokens"),
+        timings=_named(data["timings"], _number, "timings"),
+        linears=_named(data["linears"], _linear_from_dict, "linears"),
+        token_types=[
+            _decode_runs(runs, f"token_types[{index}]")
+            for index, runs in enumerate(_expect(data["token_types"], list, "token_types"))
+        ],
+        attention=_named(
+            data["attention"], lambda row, place: _named(row, _number, place), "attention"
+        ),
+    )
+
+
+def _linear_from_dict(data: Any, place: str) -> LinearReport:
+    _check_keys(_expect(data, dict, place), LinearReport, place)
+    shape = [_count(value, f"{place}.shape") for value in _expect(data["shape"], list, place)]
+    if len(shape) != 2:
+        raise ReportError(f"{place}.shape is {shape}, expected [out_features, in_features]")
+    importance = data["importance"]
+    return LinearReport(
+        shape=(shape[0], shape[1]),
+        numel=_count(data["numel"], f"{place}.numel"),
+        importance=None if importance is None else _number(importance, f"{place}.importance"),
+        similarities=_named(data["similarities"], _number, f"{place}.similarities"),
+        allocated=_number(data["allocated"], f"{place}.allocated", 0, 1),
+        pattern=_text(data["pattern"], f"{place}.pattern"),
+        reached=_number(data["reached"], f"{place}.reached", 0, 1),
+        tokens_seen=_count(data["tokens_seen"], f"{place}.tokens_seen"),
+        selected=[
+            [_count(token, f"{place}.selected") for token in _expect(sample, list, place)]
+            for sample in _expect(data["selected"], list, f"{place}.selected")
+        ],
+        layer=_text(data["layer"], f"{place}.layer"),
+    )

@@ -5,21 +5,21 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tamp_modifier.figures import (
+from tamp_modifier.files import whole_file
+from tamp_modifier.report.figures import (
     attention_figure,
     diversity_figure,
     selection_figure,
     sparsity_figure,
 )
-from tamp_modifier.report import PruningReport, pattern_counts, weighted_sparsity
+from tamp_modifier.report.model import PruningReport, weighted_sparsity
+from tamp_modifier.report.table import pattern_counts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -81,16 +81,8 @@ def write_page(
         OSError: the file cannot be written.
     """
     text = page(report, samples, pictures)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with whole_file(path) as file:
+        file.write_text(text, encoding="utf-8")
     return path
 
 

@@ -38,12 +38,19 @@ weight a block, goes by Wanda's metric; what went too much by ties that are left
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from llmcompressor.modifiers.pruning.sparsegpt.sgpt_sparsify import sparsify_weight
 from torch import Tensor, nn
 
-from tamp_modifier.masks import parse_mask_structure, pruned_columns
-from tamp_modifier.refit import product_dtype, refit
+from tamp_modifier.masks import (
+    parse_mask_structure,
+    pruned_columns,
+)
+from tamp_modifier.scores.base import Score
+from tamp_modifier.scores.refit import product_dtype, refit
+from tamp_modifier.statistics import Hessian, Statistics
 
 BLOCK_SIZE = 128  # columns, as in the paper and upstream
 TIE_BREAK = 2e-5
@@ -187,3 +194,58 @@ def _largest_sparsity(rows: int, columns: int, block: int, wanted: int) -> float
         middle = (low + high) / 2.0
         low, high = (middle, high) if pruned(middle) <= wanted else (low, middle)
     return low
+
+
+MOST_REFIT = 1000
+"""Steps of the refit; 32 are as good as the exact solution, see docs/quality.md."""
+
+
+@dataclass(frozen=True)
+class SparseGPT(Score):
+    """llm-compressor's SparseGPT solver (arXiv 2301.00774) on the Hessian of the selected tokens.
+
+    Removes weights block by block, compared over all rows of a block, and adapts those that stay
+    to make up for them. Rows differ in sparsity; the Linear as a whole has exactly its share. See
+    `sparsegpt` for the damping.
+
+    Attributes:
+        damping: the least share by which correlations are shrunk.
+        refit: steps of conjugate gradients on the weights that stay, see `refit`.
+    """
+
+    name = "sparsegpt"
+    keeps_weights = False
+    by_row = False
+    damping: float = 0.05
+    refit: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.damping <= 1.0:
+            raise ValueError(f"damping must be in (0, 1], got {self.damping}")
+        if not 0 <= self.refit <= MOST_REFIT or self.refit != int(self.refit):
+            raise ValueError(
+                f"refit must be a whole number from 0 to {MOST_REFIT}, got {self.refit}"
+            )
+
+    def statistics(self, in_features: int) -> Hessian:
+        return Hessian(in_features)
+
+    def prune(
+        self, weight: Tensor, statistics: Statistics, sparsity: float, mask_structure: str
+    ) -> Tensor:
+        assert isinstance(statistics, Hessian)
+        hessian = statistics.result().to(weight.device)
+        if not bool(torch.isfinite(weight).all()):
+            raise ValueError("weights are not finite")
+        pruned = sparsegpt_weight(
+            weight,
+            hessian,
+            statistics.effective_tokens,
+            sparsity,
+            mask_structure,
+            self.damping,
+            int(self.refit),
+        )
+        if not bool(torch.isfinite(pruned).all()):
+            raise ValueError("the solver gave weights that are not finite; try a larger damping")
+        return pruned

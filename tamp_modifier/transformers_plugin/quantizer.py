@@ -22,14 +22,14 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from tamp_modifier.checkpoint.completeness import Header, read_header, require_complete
-from tamp_modifier.sparse.checkpoint import write_dense
-from tamp_modifier.sparse.serialization import (
+from tamp_modifier.checkpoint.marker import (
     CONFIG_KEY,
     INNER_KEY,
     QUANT_METHOD,
     config_marker,
     read_marker,
 )
+from tamp_modifier.checkpoint.pack import write_dense
 
 
 class TampSparseConfig(QuantizationConfigMixin):

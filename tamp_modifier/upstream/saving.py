@@ -27,7 +27,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tamp_modifier.checkpoint.completeness import read_header, require_complete
-from tamp_modifier.sparse import CONFIG_KEY
+from tamp_modifier.checkpoint.marker import CONFIG_KEY
+from tamp_modifier.files import whole_file
 from tamp_modifier.upstream.experts import experts_as_read
 
 _DONE = "_tamp_completes"
@@ -84,10 +85,9 @@ def complete_config(path: Path, model: Any) -> None:
         completed["quantization_config"] = {**quantization, "ignore": list(names)}
     if completed == config:
         return
-    temporary = path.with_name(f"{path.name}.tmp")
     text = json.dumps(completed, indent=2, sort_keys=True)
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(path)
+    with whole_file(path) as file:
+        file.write_text(text + "\n", encoding="utf-8")
 
 
 def _not_quantized(model: nn.Module) -> list[str]:

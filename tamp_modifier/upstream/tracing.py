@@ -32,7 +32,7 @@ from llmcompressor.pipelines.sequential.helpers import SequentialTracer
 from transformers import PreTrainedConfig
 from transformers.utils import ModelOutput
 
-from tamp_modifier.batches import RepeatableLoader
+from tamp_modifier.calibration.loader import RepeatableLoader
 
 _DONE = "_tamp_corrected"
 

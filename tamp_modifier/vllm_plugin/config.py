@@ -23,11 +23,16 @@ from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tenso
 )
 from vllm.model_executor.models.utils import WeightsMapper
 
+from tamp_modifier.checkpoint.marker import (
+    INNER_KEY,
+    QUANT_METHOD,
+    Marker,
+    check_files,
+    find_marker,
+)
 from tamp_modifier.sparse.amx import request_amx
-from tamp_modifier.sparse.serialization import INNER_KEY, QUANT_METHOD
 from tamp_modifier.vllm_plugin import QUANTIZATION
 from tamp_modifier.vllm_plugin.linear import SparseLinearMethod, Summary
-from tamp_modifier.vllm_plugin.marker import Marker, check_files, find_marker
 from tamp_modifier.vllm_plugin.quantized import sparse_method
 from tamp_modifier.vllm_plugin.weights import UnpackingMapper
 

@@ -29,6 +29,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from tamp_modifier.messages import duration
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -173,7 +175,7 @@ def measure(model: nn.Module) -> Shapes:
     Raises:
         ValueError: the decoder layers cannot be found.
     """
-    from tamp_modifier.targets import find_decoder_layers
+    from tamp_modifier.calibration.targets import find_decoder_layers
 
     layers = find_decoder_layers(model)
     inside = {id(p) for layer in layers.values() for p in layer.parameters()}
@@ -272,7 +274,7 @@ def estimate(
     }.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    from tamp_modifier.scores import AT_ONCE
+    from tamp_modifier.scores.rowwise import AT_ONCE
 
     machine = machine or Machine()
     mine = -(-samples // processes)
@@ -336,13 +338,6 @@ def estimate(
         seconds=computing + (moved + between) / machine.link,
         seconds_disk=computing + between / machine.link + moved / min(machine.disk, machine.link),
     )
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a reader likes them: "40 s", "12 min", "3.5 h"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _gigabytes(count: float) -> str:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tamp_modifier.estimate import Machine, duration, estimate, measure
-from tamp_modifier.job import Prepared
-from tamp_modifier.models import empty_model
+from tamp_modifier.messages import duration
 from tamp_modifier.modifier import TAMPModifier
-from tamp_modifier.report import linear_type
-from tamp_modifier.run import PruningRun
+from tamp_modifier.pruning.run import PruningRun
+from tamp_modifier.report.model import linear_type
 from tamp_modifier.tokens import MODALITY_NAMES, token_types
+from tamp_modifier.workflows.estimate import Machine, estimate, measure
+from tamp_modifier.workflows.models import empty_model
+from tamp_modifier.workflows.prune import Prepared
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -21,10 +21,10 @@ from tamp_modifier.data import (
     make_loader,
     read_conversations,
 )
-from tamp_modifier.folders import check_output, new_folder
-from tamp_modifier.models import load_config, load_model, load_processor
-from tamp_modifier.report import REPORT_FILE, SAMPLES_FILE, PruningReport, write_json
+from tamp_modifier.files import check_output, new_folder, write_json
+from tamp_modifier.report.model import REPORT_FILE, SAMPLES_FILE, PruningReport
 from tamp_modifier.tokens import modality_token_ids
+from tamp_modifier.workflows.models import load_config, load_model, load_processor
 
 SAMPLES = 128
 """Calibration samples by default; all where the data have fewer."""

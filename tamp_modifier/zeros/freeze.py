@@ -1,4 +1,4 @@
-"""Keeps the zeros of a model while it is trained. `tamp_modifier.masks.freeze` is the way in."""
+"""Keeps the zeros of a model while it is trained. `freeze` is the way in."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from tamp_modifier.preserve import PrunedBits, pruned_bits
+from tamp_modifier.zeros.remembered import PrunedBits, pruned_bits
 
 
 class FrozenZeros:

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tamp_modifier.allocation import get_allocation
-from tamp_modifier.budget import shift_to_budget
-from tamp_modifier.layerwise import DLP, OWL
+from tamp_modifier.allocation.budget import shift_to_budget
+from tamp_modifier.allocation.layerwise import DLP, OWL
 
 LINEARS = {"q": 4, "k": 2, "up": 10}
 

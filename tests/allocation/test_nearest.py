@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tamp_modifier.steps import Steps, nearest_steps
+from tamp_modifier.allocation.nearest import Steps, nearest_steps
 
 Problem = tuple[dict[str, Steps], float]
 

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from tamp_modifier import TAMPModifier
 from tamp_modifier.allocation import ALLOCATIONS
+from tamp_modifier.allocation.patterns import Structure
 from tamp_modifier.masks import has_structure
-from tamp_modifier.patterns import Structure
-from tamp_modifier.report import PruningReport, pattern_counts
+from tamp_modifier.report import PruningReport
+from tamp_modifier.report.table import pattern_counts
 from tests.architectures.models import build
 from tests.running import linear_weights, prune, sparsity
 

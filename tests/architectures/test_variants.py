@@ -11,8 +11,8 @@ from llmcompressor.modifiers.pruning import WandaPruningModifier
 from loguru import logger
 
 from tamp_modifier import TAMPModifier
-from tamp_modifier.selection import BalancedTokens
-from tamp_modifier.tracing import complete_tracing
+from tamp_modifier.selection.by_modality import BalancedTokens
+from tamp_modifier.upstream.tracing import complete_tracing
 from tests.architectures.inputs import IMAGE_ID, tokens
 from tests.architectures.models import TEXT, build
 from tests.architectures.test_architectures import check_pruned, prune, snapshot

@@ -14,9 +14,9 @@ import torch
 from llmcompressor.modeling.moe.linearize import linearize_moe
 from torch import nn
 
-from tamp_modifier.attention import attention_weights_from_output, find_attention_module
+from tamp_modifier.calibration.attention import attention_weights_from_output, find_attention_module
 from tamp_modifier.diversity import DiversityTracker
-from tamp_modifier.selection import select_amia
+from tamp_modifier.selection.amia import select_amia
 from tests.architectures.inputs import Batch, Sample, tokens
 from tests.architectures.models import ARCHITECTURES, Expected, build, eager
 from tests.architectures.test_architectures import prune

@@ -7,7 +7,7 @@ import torch
 import transformers as tf
 from torch import nn
 
-from tamp_modifier.attention import (
+from tamp_modifier.calibration.attention import (
     attention_weights_from_output,
     find_attention_module,
     last_token_attention,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tamp_modifier.distributed import agree, all_of, any_of, gather, partition
+from tamp_modifier.calibration.distributed import agree, all_of, any_of, gather, partition
 from tests.distributed_worker import CASES, run_case
 
 ROOT = Path(__file__).parent.parent
@@ -93,7 +93,7 @@ def test_one_process_keeps_all_to_itself() -> None:
 
 
 def test_shares_are_the_samples_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tamp_modifier import distributed
+    from tamp_modifier.calibration import distributed
 
     for ranks, count in [(1, 1), (3, 3), (4, 10), (7, 128)]:
         monkeypatch.setattr(distributed, "ranks", lambda ranks=ranks: ranks)

@@ -18,11 +18,11 @@ from transformers import (
 )
 
 from tamp_modifier.checkpoint.completeness import missing_parameters, read_header
+from tamp_modifier.checkpoint.pack import pack_checkpoint
 from tamp_modifier.cli import main
 from tamp_modifier.demo.evaluation import load_model as load_demo_model
 from tamp_modifier.demo.processing import build_tokenizer
-from tamp_modifier.models import load_config, load_model
-from tamp_modifier.sparse.checkpoint import pack_checkpoint
+from tamp_modifier.workflows.models import load_config, load_model
 
 SIZES: dict[str, Any] = {
     "vocab_size": 90,

@@ -8,8 +8,8 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from tamp_modifier import TAMPModifier
-from tamp_modifier.sparse.checkpoint import is_packed, pack_checkpoint, read_config
-from tamp_modifier.sparse.serialization import read_marker
+from tamp_modifier.checkpoint.marker import read_marker
+from tamp_modifier.checkpoint.pack import is_packed, pack_checkpoint, read_config
 from tests.architectures.models import build
 from tests.running import prune
 

@@ -13,14 +13,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tamp_modifier import sparse
-from tamp_modifier.sparse import checkpoint
-from tamp_modifier.sparse.checkpoint import (
+from tamp_modifier.checkpoint import pack as checkpoint
+from tamp_modifier.checkpoint.inspection import inspect_checkpoint
+from tamp_modifier.checkpoint.pack import (
     is_packed,
     iter_dense,
     pack_checkpoint,
     unpack_checkpoint,
 )
-from tamp_modifier.sparse.inspection import inspect_checkpoint
 from tests.sparse.test_serialization import legacy_24, legacy_bitmask, weight_24
 
 UP, DOWN = "model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight"

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from tamp_modifier import cli
+from tamp_modifier.checkpoint.marker import read_marker
+from tamp_modifier.checkpoint.pack import read_config
 from tamp_modifier.report import PruningReport
-from tamp_modifier.sparse import read_marker
-from tamp_modifier.sparse.checkpoint import read_config
-from tests.test_report import make_report
+from tests.report.test_report import make_report
 
 
 def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

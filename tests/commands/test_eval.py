@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from tamp_modifier import cli
-from tamp_modifier.answers import TaskScore, retention, score_answers
 from tamp_modifier.data import Collator, Encoded
 from tamp_modifier.demo.evaluation import (
     MODEL_FOLDER,
@@ -20,7 +19,8 @@ from tamp_modifier.demo.evaluation import (
     load_processor,
 )
 from tamp_modifier.demo.pictures import draw
-from tests.calibration.files import asked, jsonl
+from tamp_modifier.workflows.evaluate import TaskScore, retention, score_answers
+from tests.data.files import asked, jsonl
 
 ITEMS = 6
 

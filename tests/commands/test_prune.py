@@ -16,10 +16,10 @@ import pytest
 
 from tamp_modifier import cli
 from tamp_modifier.demo.evaluation import MODEL_FOLDER
-from tamp_modifier.models import load_config, load_model
 from tamp_modifier.report import PruningReport
-from tests.calibration.files import asked, jsonl, picture, sound
-from tests.calibration.folders import write_model
+from tamp_modifier.workflows.models import load_config, load_model
+from tests.data.files import asked, jsonl, picture, sound
+from tests.data.folders import write_model
 
 MIB = 1 << 20
 
@@ -85,7 +85,8 @@ def test_the_folder_holds_the_pruned_model_its_processor_and_its_report(pruned: 
 
 KILLS = """
 import os, signal, sys
-from tamp_modifier import cli, resume
+from tamp_modifier import cli
+from tamp_modifier.pruning import resume
 from transformers import LlavaForConditionalGeneration as Model
 
 def kill(*_):
@@ -141,7 +142,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     def refuse(*_: Any) -> None:
         raise AssertionError("a finished layer was pruned anew")
 
-    monkeypatch.setattr("tamp_modifier.pruner.Pruner.prune", refuse)
+    monkeypatch.setattr("tamp_modifier.pruning.pruner.Pruner.prune", refuse)
     assert cli.main(arguments) == 0
     assert same(out, pruned)
     assert {path.name for path in tmp_path.iterdir()} == {"out"}

@@ -10,7 +10,7 @@ import pytest
 
 from tamp_modifier import cli
 from tamp_modifier.demo.evaluation import MODEL_FOLDER
-from tests.calibration.files import asked, jsonl, picture, video
+from tests.data.files import asked, jsonl, picture, video
 
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 ROWS = dict(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tamp_modifier.data import Conversation, DataError, read_conversations
-from tests.calibration.files import asked, jsonl, picture
+from tests.data.files import asked, jsonl, picture
 
 
 def parts(conversation: Conversation) -> list[list[tuple[str, str]]]:
@@ -97,9 +97,7 @@ def test_placeholders_in_the_text_take_the_files_in_order(tmp_path: Path) -> Non
     assert found.task == "order"
 
 
-def test_a_folder_gives_described_files_then_its_lists(
-    tmp_path: Path, logged: list[str]
-) -> None:
+def test_a_folder_gives_described_files_then_its_lists(tmp_path: Path, logged: list[str]) -> None:
     picture(tmp_path / "b.png")
     (tmp_path / "b.txt").write_text("a blue picture\n")
     picture(tmp_path / "alone.png")

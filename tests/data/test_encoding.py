@@ -24,7 +24,7 @@ from tamp_modifier.demo.evaluation import Sample, encode, load_processor
 from tamp_modifier.demo.pictures import draw
 from tamp_modifier.demo.processing import CHAT_TEMPLATE, build_tokenizer
 from tamp_modifier.demo.questions import balance_keys, balanced_picture_question
-from tests.calibration.files import asked, jsonl, picture, sound, video
+from tests.data.files import asked, jsonl, picture, sound, video
 
 IMAGE, IMAGE_TOKENS = 6, 144
 PLACEHOLDERS = {"image": (IMAGE,)}

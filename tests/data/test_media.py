@@ -10,7 +10,7 @@ import pytest
 
 from tamp_modifier.data import DataError
 from tamp_modifier.data.media import load_audio, load_picture, load_video
-from tests.calibration.files import picture, sound, video
+from tests.data.files import picture, sound, video
 
 
 def test_a_picture_comes_as_rgb(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tamp_modifier import TAMPModifier
-from tamp_modifier.presets import PRESETS
+from tamp_modifier.pruning.presets import PRESETS
 
 
 def values(modifier: TAMPModifier) -> dict:

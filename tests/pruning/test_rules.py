@@ -13,8 +13,8 @@ from llmcompressor.modifiers.pruning import SparseGPTModifier
 from torch import Tensor
 
 from tamp_modifier import TAMPModifier
-from tamp_modifier.drift import DriftSelection
 from tamp_modifier.report import PruningReport
+from tamp_modifier.selection.drift import DriftSelection
 from tests.architectures.inputs import Batch, pad_together
 from tests.architectures.models import Expected, build, eager
 from tests.running import linear_weights, prune, sparsity

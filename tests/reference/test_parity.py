@@ -15,10 +15,10 @@ import torch
 
 from tamp_modifier.allocation import allocate_sparsity
 from tamp_modifier.diversity import DiversityTracker, mean_similarities
-from tamp_modifier.selection import select_amia
+from tamp_modifier.selection.amia import select_amia
 from tamp_modifier.statistics import RowScalars
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parent
 ARRAYS = np.load(DATA / "amia_das_cases.npz")
 CASES = sorted({key.split("_")[0] for key in ARRAYS.files})
 ALLOCATIONS = json.loads((DATA / "allocation_cases.json").read_text())

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from tamp_modifier import cli
-from tamp_modifier.report import PruningReport, write_json
-from tamp_modifier.report_page import page, read_samples, write_page
-from tests.calibration.files import picture
-from tests.test_report import make_report
+from tamp_modifier.files import write_json
+from tamp_modifier.report import PruningReport
+from tamp_modifier.report.page import page, read_samples, write_page
+from tests.data.files import picture
+from tests.report.test_report import make_report
 
 VOID = {"meta", "img"}
 
@@ -97,7 +98,7 @@ def test_a_page_that_cannot_be_written_leaves_nothing(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.replace", full)
+    monkeypatch.setattr("pathlib.Path.replace", full)
     with pytest.raises(OSError, match="No space left"):
         write_page(make_report(), tmp_path / "page.html")
     assert list(tmp_path.iterdir()) == []

@@ -11,18 +11,18 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from tamp_modifier.figures import sparsity_figure
-from tamp_modifier.report import (
+from tamp_modifier.files import write_json
+from tamp_modifier.report.figures import draw_report, sparsity_figure
+from tamp_modifier.report.model import (
     LinearReport,
     PruningReport,
     ReportError,
-    figures,
     layer_index,
     linear_type,
     pair_name,
     weighted_sparsity,
-    write_json,
 )
+from tamp_modifier.report.table import report_table
 
 TYPES = ("self_attn.q_proj", "self_attn.k_proj", "mlp.down_proj")
 
@@ -68,7 +68,7 @@ def make_report(
 
 def rendered(report: PruningReport, width: int = 100) -> str:
     console = Console(width=width, record=True, file=open(os.devnull, "w"))
-    console.print(report.table())
+    console.print(report_table(report))
     return console.export_text()
 
 
@@ -248,7 +248,7 @@ def test_the_table_of_a_deep_model_stays_readable() -> None:
 
 
 def test_figures_are_drawn_for_what_was_measured(tmp_path: Path) -> None:
-    paths = figures(make_report(layers=33, audio=True), tmp_path / "figures")
+    paths = draw_report(make_report(layers=33, audio=True), tmp_path / "figures")
     assert [path.name for path in paths] == ["sparsity.png", "diversity.png", "selected_tokens.png"]
     for path in paths:
         with Image.open(path) as picture:
@@ -262,7 +262,7 @@ def test_figures_leave_out_what_was_not_measured(tmp_path: Path) -> None:
     report = make_report(layers=1)
     for linear in report.linears.values():
         linear.importance, linear.similarities, linear.selected = None, {}, []
-    assert [path.name for path in figures(report, tmp_path)] == ["sparsity.png"]
+    assert [path.name for path in draw_report(report, tmp_path)] == ["sparsity.png"]
     report.linears = {}
     with pytest.raises(ReportError, match="no pruned Linear"):
-        figures(report, tmp_path)
+        draw_report(report, tmp_path)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tamp_modifier import refit as refitting
-from tamp_modifier import scores
 from tamp_modifier.masks import has_structure
-from tamp_modifier.refit import product_dtype, refit
-from tamp_modifier.sparsegpt import damp, sparsegpt_weight
+from tamp_modifier.scores import get_score
+from tamp_modifier.scores import refit as refitting
+from tamp_modifier.scores.refit import product_dtype, refit
+from tamp_modifier.scores.sparsegpt import damp, sparsegpt_weight
 
 
 def problem(rows: int = 6, columns: int = 12, tokens: int = 60) -> tuple[torch.Tensor, ...]:
@@ -137,4 +137,4 @@ def test_after_the_solver_it_lowers_the_error_and_keeps_the_sparsity(structure: 
 @pytest.mark.parametrize("steps", [-1, 0.5, 1001, 1e300])
 def test_steps_that_are_no_number_of_steps_are_refused(steps: float) -> None:
     with pytest.raises(ValueError, match="refit must be a whole number from 0 to 1000"):
-        scores.get_score("sparsegpt", refit=steps)
+        get_score("sparsegpt", refit=steps)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tamp_modifier import scores
 from tamp_modifier.masks import magnitude_mask, wanda_mask
+from tamp_modifier.scores import get_score, rowwise
 
 
 @pytest.mark.parametrize("at_once", [1, 48, 100, 1 << 22])
@@ -14,9 +14,9 @@ from tamp_modifier.masks import magnitude_mask, wanda_mask
 def test_rows_at_a_time_give_the_mask_of_the_whole(
     monkeypatch: pytest.MonkeyPatch, at_once: int, sparsity: float, structure: str
 ) -> None:
-    monkeypatch.setattr(scores, "AT_ONCE", at_once)
+    monkeypatch.setattr(rowwise, "AT_ONCE", at_once)
     weight, inputs = torch.randn(23, 24).bfloat16(), torch.randn(9, 24)
-    wanda, magnitude = scores.get_score("wanda"), scores.get_score("magnitude")
+    wanda, magnitude = get_score("wanda"), get_score("magnitude")
     statistics = wanda.statistics(24)
     statistics.update(inputs)
     keep = wanda_mask(weight, inputs.square().mean(0), sparsity, structure)

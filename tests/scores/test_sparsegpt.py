@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tamp_modifier.masks import pruned_columns, wanda_mask
 from tamp_modifier.scores import get_score
-from tamp_modifier.sparsegpt import damp, oas, sparsegpt_weight
+from tamp_modifier.scores.sparsegpt import damp, oas, sparsegpt_weight
 from tamp_modifier.statistics import Hessian, NonFiniteError, RowScalars
 
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tamp_modifier.collect_drift import DriftCollector
-from tamp_modifier.drift import DriftSelection, drift_ranks, token_drift
-from tamp_modifier.observer import Activations, LayerStates
+from tamp_modifier.calibration.activations import Activations, LayerStates
+from tamp_modifier.calibration.collect_drift import DriftCollector
+from tamp_modifier.calibration.targets import Target
 from tamp_modifier.scores import get_score
 from tamp_modifier.selection import get_selection
-from tamp_modifier.targets import Target
+from tamp_modifier.selection.drift import DriftSelection, drift_ranks, token_drift
 
 Sample = tuple[Tensor, Tensor, Tensor, Tensor]
 """Layer input, layer output, inputs of a Linear, token types."""

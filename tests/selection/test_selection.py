@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tamp_modifier.diversity import mean_similarities
-from tamp_modifier.selection import SELECTIONS, TILE, _pick_order, get_selection, select_amia
+from tamp_modifier.selection import SELECTIONS, get_selection
+from tamp_modifier.selection.amia import TILE, _pick_order, select_amia
 
 
 def slow_amia(

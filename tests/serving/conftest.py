@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from tamp_modifier.checkpoint.pack import pack_checkpoint
 from tamp_modifier.demo.evaluation import evaluation_samples
 from tamp_modifier.demo.pictures import draw
 from tamp_modifier.demo.questions import PICTURE_TASKS, TEXT_TASKS
-from tamp_modifier.sparse.checkpoint import pack_checkpoint
 from tests.serving import models
 from tests.serving.harness import run_jobs
 

@@ -13,9 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tamp_modifier.checkpoint.marker import CONFIG_KEY, config_marker
 from tamp_modifier.demo.evaluation import MODEL_FOLDER
 from tamp_modifier.demo.processing import build_processor, build_tokenizer
-from tamp_modifier.sparse.serialization import CONFIG_KEY, config_marker
 
 WEIGHTS = "model.safetensors"
 SPARSITIES = (0.5, 0.6, 0.7)

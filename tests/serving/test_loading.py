@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tamp_modifier.sparse.checkpoint import pack_checkpoint
-from tamp_modifier.sparse.serialization import CONFIG_KEY
+from tamp_modifier.checkpoint.marker import CONFIG_KEY
+from tamp_modifier.checkpoint.pack import pack_checkpoint
 from tests.serving import models
 from tests.serving.conftest import TEXTS
 from tests.serving.harness import run_jobs

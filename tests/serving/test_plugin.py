@@ -13,7 +13,7 @@ from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
 from vllm.model_executor.models.utils import WeightsMapper
 
 from tamp_modifier import sparse
-from tamp_modifier.sparse.serialization import config_marker
+from tamp_modifier.checkpoint.marker import config_marker
 from tamp_modifier.vllm_plugin import QUANTIZATION, register
 
 
@@ -73,8 +73,8 @@ def test_other_quantizations_are_refused() -> None:
 
 
 def test_fused_linears_are_matched_to_their_parts() -> None:
+    from tamp_modifier.checkpoint.marker import Marker
     from tamp_modifier.vllm_plugin.config import TampSparseConfig
-    from tamp_modifier.vllm_plugin.marker import Marker
 
     config = TampSparseConfig()
     config.packed_modules_mapping = {"qkv_proj": ["q_proj", "k_proj", "v_proj"]}
@@ -104,7 +104,7 @@ def test_the_mapper_unpacks_in_every_join() -> None:
 
 
 def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
-    from tamp_modifier.vllm_plugin.marker import Marker, check_files
+    from tamp_modifier.checkpoint.marker import Marker, check_files
     from tests.serving.models import WEIGHTS, write
 
     write(tmp_path, {"a.weight": torch.ones(64, 64)})
@@ -119,7 +119,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_half_of_the_shards_are_refused(tmp_path: Path) -> None:
-    from tamp_modifier.vllm_plugin.marker import INDEX, Marker, check_files
+    from tamp_modifier.checkpoint.marker import INDEX, Marker, check_files
     from tests.serving.models import WEIGHTS, write
 
     write(tmp_path, {"a.weight": torch.ones(64, 64)})

@@ -23,15 +23,14 @@ from transformers import (
     MixtralForCausalLM,
 )
 
-from tamp_modifier.demo.evaluation import load_model
-from tamp_modifier.sparse import CONFIG_KEY, read_marker
-from tamp_modifier.sparse.checkpoint import (
+from tamp_modifier.checkpoint.marker import CONFIG_KEY, QUANT_METHOD, read_marker
+from tamp_modifier.checkpoint.pack import (
     is_packed,
     pack_checkpoint,
     read_config,
     unpack_checkpoint,
 )
-from tamp_modifier.sparse.serialization import QUANT_METHOD
+from tamp_modifier.demo.evaluation import load_model
 
 SIZES = {
     "vocab_size": 90,

@@ -12,7 +12,7 @@ from llmcompressor.pipelines.sequential.helpers import SequentialTracer, Subgrap
 from torch import nn
 
 from tamp_modifier.tokens import real_token_mask
-from tamp_modifier.tracing import complete_tracing
+from tamp_modifier.upstream.tracing import complete_tracing
 from tests.architectures.models import ARCHITECTURES, build, eager
 
 

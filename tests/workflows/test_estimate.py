@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from tamp_modifier import cli
-from tamp_modifier.estimate import Machine, Shapes, duration, estimate, measure, measure_config
+from tamp_modifier.messages import duration
+from tamp_modifier.workflows.estimate import (
+    Machine,
+    Shapes,
+    estimate,
+    measure,
+    measure_config,
+)
 from tests.architectures.models import build, eager
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import Qwen2_5OmniConfig, Qwen2_5OmniForConditionalGeneration
 
-from tamp_modifier.models import load_config, load_model
+from tamp_modifier.workflows.models import load_config, load_model
 from tests.architectures.models import build
 
 

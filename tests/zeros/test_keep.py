@@ -17,8 +17,9 @@ from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-from tamp_modifier import TAMPModifier, preserve
-from tamp_modifier.guard import guard_zeros, keep_zeros, refuse_lost_zeros
+from tamp_modifier import TAMPModifier
+from tamp_modifier.zeros import remembered as preserve
+from tamp_modifier.zeros.keep import guard_zeros, keep_zeros, refuse_lost_zeros
 from tests.architectures.models import build
 from tests.running import prune
 

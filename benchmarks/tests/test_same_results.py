@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from benchmarks.same_results.recipes import RECIPES
 from tamp_modifier import TAMPModifier
 from tamp_modifier.allocation import ALLOCATIONS
 from tamp_modifier.demo.evaluation import calibration_dataloader, load_model
-from tamp_modifier.presets import PRESETS
+from tamp_modifier.pruning.presets import PRESETS
 from tamp_modifier.scores import SCORES
 from tamp_modifier.selection import SELECTIONS
 
@@ -78,13 +79,13 @@ def test_a_flipped_bit_is_named(pruned: tuple[torch.nn.Module, dict[str, Any]]) 
     before = outcome_of(model, report)
     assert differences(before, outcome_of(model, report)) == []
 
-    weight = model.get_submodule(DOWN).weight.data
+    weight = model.get_parameter(f"{DOWN}.weight").data
     row, column = weight.nonzero()[0].tolist()
     weight.view(torch.int32)[row, column] ^= 1
     assert differences(before, outcome_of(model, report)) == [f"{DOWN}: tensors"]
     weight.view(torch.int32)[row, column] ^= 1
 
-    norm = model.get_submodule("model.language_model.norm").weight.data
+    norm = model.get_parameter("model.language_model.norm.weight").data
     norm.view(torch.int32)[0] ^= 1
     assert differences(before, outcome_of(model, report)) == ["run: rest of the model"]
     norm.view(torch.int32)[0] ^= 1
@@ -111,12 +112,13 @@ def test_what_the_report_says_is_compared(
 
 def test_every_rule_preset_and_recipe_is_compared() -> None:
     fields = [recipe.source for recipe in RECIPES.values() if not isinstance(recipe.source, Path)]
-    for field, names in {
+    registries: dict[str, Iterable[str]] = {
         "selection": SELECTIONS,
         "allocation": ALLOCATIONS,
         "score": SCORES,
         "preset": PRESETS,
-    }.items():
+    }
+    for field, names in registries.items():
         assert all(any(source.get(field) == name for source in fields) for name in names), field
     files = {recipe.source for recipe in RECIPES.values() if isinstance(recipe.source, Path)}
     assert files == set((ROOT / "recipes").rglob("*.yaml"))

@@ -1,0 +1,7 @@
+"""Which tokens of a sample enter the statistics of a Linear."""
+
+from tamp_modifier.selection.amia import select_amia
+from tamp_modifier.selection.base import Selection
+from tamp_modifier.selection.registry import SELECTIONS, get_selection
+
+__all__ = ["SELECTIONS", "Selection", "get_selection", "select_amia"]

@@ -1,0 +1,66 @@
+"""Watches over every run of llm-compressor in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import torch
+from llmcompressor.core import active_session
+from llmcompressor.entrypoints.oneshot import Oneshot
+from llmcompressor.pipelines.cache import IntermediatesCache
+from torch import nn
+
+_DONE = "_tamp_guarded"
+
+
+def watch_runs(before: Callable[[nn.Module], None], after: Callable[[nn.Module], None]) -> None:
+    """Calls functions of the model around every run of a recipe; a second call does nothing.
+
+    A run that fails, by Ctrl-C too, leaves no hooks behind, and modifiers that have an ``abandon``
+    are told. `IntermediatesCache.pin_memory`, which AWQ calls, does nothing where there is no
+    accelerator instead of raising.
+
+    Args:
+        before: called before the modifiers run.
+        after: called when all have run; what it raises fails the run.
+    """
+    if getattr(Oneshot, _DONE, False):
+        return
+    oneshot: Any = Oneshot
+    oneshot.apply_recipe_modifiers = _watched(Oneshot.apply_recipe_modifiers, before, after)
+    cache: Any = IntermediatesCache
+    cache.pin_memory = _where_it_can(IntermediatesCache.pin_memory)
+    setattr(Oneshot, _DONE, True)
+
+
+def _watched(
+    apply_recipe_modifiers: Callable[..., None],
+    before: Callable[[nn.Module], None],
+    after: Callable[[nn.Module], None],
+) -> Callable[..., None]:
+    @wraps(apply_recipe_modifiers)
+    def run(self: Any, *args: Any, **kwargs: Any) -> None:
+        before(self.model)
+        try:
+            apply_recipe_modifiers(self, *args, **kwargs)
+        except BaseException:  # Ctrl-C too
+            for modifier in active_session().lifecycle.recipe.modifiers:
+                modifier.remove_hooks()
+                abandon = getattr(modifier, "abandon", None)
+                if abandon is not None:
+                    abandon()
+            raise
+        after(self.model)
+
+    return run
+
+
+def _where_it_can(pin_memory: Callable[..., None]) -> Callable[..., None]:
+    @wraps(pin_memory)
+    def pin(*args: Any, **kwargs: Any) -> None:
+        if torch.accelerator.is_available():
+            pin_memory(*args, **kwargs)
+
+    return pin

@@ -1,0 +1,1 @@
+"""What the commands do: from folders to folders."""

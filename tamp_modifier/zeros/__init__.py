@@ -1,0 +1,1 @@
+"""Pruned weights stay zero, through recipes and through training."""
