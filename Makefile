@@ -28,7 +28,7 @@ help: ## list the targets
 
 # ---- the compressing environment -----------------------------------------------------------------
 
-$(STAMP): pyproject.toml benchmarks/pyproject.toml $(wildcard setup.py)
+$(STAMP): pyproject.toml benchmarks/pyproject.toml $(wildcard setup.py $(CSRC)/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
 	  || { echo "error: $(PYTHON) is too old, Python 3.10 or newer is needed (make PYTHON=python3.11 ...)" >&2; exit 1; }
 	@echo "== making $(VENV) (once, about two minutes)"

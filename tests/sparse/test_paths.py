@@ -32,14 +32,24 @@ def test_each_path_can_be_forced(path):
     assert run_python(code, TAMP_SPARSE_PATH=path).stdout.strip() == path
 
 
-def test_rows_up_to_which_a_path_pays(path):
-    if path == "torch":
-        with pytest.raises(RuntimeError, match="not in use"):
-            native.most_rows(torch.bfloat16)
+@pytest.mark.parametrize(
+    "name, bf16, others",
+    [("avx512bf16", 2**63 - 1, 64), ("avx512", 64, 64), ("avx2", 8, 8), ("portable", 8, 8)],
+)
+def test_rows_up_to_which_a_path_pays(use_path, name, bf16, others):
+    if name not in native.paths():
+        with pytest.raises(ValueError, match=f"path is {name!r}, this machine supports "):
+            use_path(name)
         return
-    wide = 64 if path.startswith("avx512") else 8
-    assert native.most_rows(torch.float16) == native.most_rows(torch.float32) == wide
-    assert native.most_rows(torch.bfloat16) == (2**63 - 1 if path == "avx512bf16" else wide)
+    use_path(name)
+    assert native.most_rows(torch.bfloat16) == bf16
+    assert native.most_rows(torch.float16) == native.most_rows(torch.float32) == others
+
+
+def test_torch_alone_has_no_such_number(use_path):
+    use_path("torch")
+    with pytest.raises(RuntimeError, match="not in use"):
+        native.most_rows(torch.bfloat16)
 
 
 @pytest.mark.parametrize("name", ["sse9", "", "AVX2", "portable "])
