@@ -94,6 +94,7 @@ ask: $(SERVE_STAMP) ## ask the served model about a picture (after `make serve`)
 check: $(STAMP) ## ruff, mypy, clang-format and the warnings of the C compiler
 	@echo "== ruff"
 	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
 	@echo "== mypy"
 	@$(BIN)/mypy
 	@echo "== clang-format"

@@ -51,7 +51,9 @@ def load(name: str, samples: int) -> tuple[Any, Any, Any]:
 
 
 def random_llava() -> Any:
-    """A LLaVA of 100 million parameters with random weights and 576 image tokens, in bfloat16."""
+    """Return a LLaVA of 100 million parameters with random weights and 576 image tokens, in
+    bfloat16.
+    """
     import tempfile
 
     import torch
@@ -197,7 +199,7 @@ def high_water() -> int:
 
 
 def run_child(model: str, method: str, samples: int) -> dict[str, float]:
-    """Runs ``measure`` in a fresh process with one thread."""
+    """Run ``measure`` in a fresh process with one thread."""
     command = [sys.executable, __file__, "--child", model, method, str(samples)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -299,7 +301,7 @@ def scaling(results: list[dict[str, Any]], model: str) -> str:
 
 
 def markdown(results: list[dict[str, Any]], models: list[str], samples: int) -> str:
-    """The tables of all models in Markdown."""
+    """Return the tables of all models in Markdown."""
     lines = []
     for model in models:
         lines += [f"{MODELS[model]}, {samples} samples:", ""]
@@ -310,7 +312,7 @@ def markdown(results: list[dict[str, Any]], models: list[str], samples: int) -> 
 
 
 def main() -> None:
-    """Parses the arguments, runs all, prints and writes the result."""
+    """Parse the arguments, runs all, prints and writes the result."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("output/bench-calibration.json"))
     parser.add_argument("--models", nargs="+", choices=tuple(MODELS), default=list(MODELS))

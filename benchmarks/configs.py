@@ -18,7 +18,7 @@ MROPE_3 = {"rope_type": "default", "mrope_section": [24, 20, 20]}
 
 
 def _transformers() -> Any:
-    """The module, imported late, and without the types of what its configs take as keywords."""
+    """Return module, imported late, and without the types of what its configs take as keywords."""
     import transformers
 
     return transformers
@@ -154,7 +154,7 @@ def internvl3_8b() -> Any:
 
 
 def qwen2_5_omni_7b() -> Any:
-    """The thinker of Qwen2.5-Omni 7B."""
+    """Return the thinker of Qwen2.5-Omni 7B."""
     from transformers.models.qwen2_5_omni import configuration_qwen2_5_omni as omni
 
     text = {**QWEN_2_5_7B, "rope_parameters": MROPE}

@@ -38,7 +38,7 @@ Kernel = Callable[[Tensor], Tensor]
 
 
 def multiply(packed: sparse.PackedWeight, x: Tensor) -> Tensor:
-    """The kernel that is measured."""
+    """Return the kernel that is measured."""
     return sparse.linear(x, packed)
 
 
@@ -185,7 +185,7 @@ def table(results: list[dict[str, Any]], markdown: bool) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers depend on."""
+    """Return what the numbers depend on."""
     model = platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

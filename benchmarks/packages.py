@@ -21,7 +21,7 @@ class SetUpError(RuntimeError):
 
 
 def unpack_debian(names: Sequence[str], work: Path) -> Path:
-    """Fetches packages and unpacks them.
+    """Fetch packages and unpacks them.
 
     Args:
         names: of the packages.
@@ -42,7 +42,7 @@ def unpack_debian(names: Sequence[str], work: Path) -> Path:
 
 
 def run(command: Sequence[str], where: Path | None = None) -> None:
-    """Runs a command of the set-up.
+    """Run a command of the set-up.
 
     Args:
         command: program and arguments.

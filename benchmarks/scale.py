@@ -106,7 +106,7 @@ def check_config(layers: int) -> Any:
 
 
 def write_model(folder: Path, layers: int) -> None:
-    """Saves the model of the check, with random weights in bfloat16."""
+    """Save the model of the check, with random weights in bfloat16."""
     import torch
     from transformers import LlavaForConditionalGeneration
 
@@ -196,7 +196,7 @@ def run_check(folder: Path, weights: str) -> dict[str, Any]:
 
 
 def check(layers: int) -> dict[str, Any]:
-    """Runs the check in processes of their own, and puts the estimate beside it."""
+    """Run the check in processes of their own, and puts the estimate beside it."""
     from tamp_modifier.workflows.estimate import Machine, estimate, measure_config
 
     shapes = measure_config(check_config(layers))
@@ -226,7 +226,7 @@ def check(layers: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Prints the table, or runs the check."""
+    """Print the table, or runs the check."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--check", action="store_true", help="prune a billion parameters")
     parser.add_argument("--layers", type=int, default=20, help="of the check (%(default)s)")

@@ -20,7 +20,7 @@ COMMANDS = (demo, prune, eval, estimate, report, pack, inspect)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser with all subcommands; each sets ``run`` to the function that does its work."""
+    """Return parser with all subcommands; each sets ``run`` to the function that does its work."""
     parser = argparse.ArgumentParser(
         prog="tamp", description="Token-adaptive layerwise pruning of multimodal LLMs."
     )
@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit status."""
+    """Run one command and returns its exit status."""
     args = build_parser().parse_args(arguments)
     try:
         args.run(args)

@@ -66,13 +66,13 @@ def mean_similarities(
 
 
 def importance(similarities: Mapping[Pair, float]) -> float:
-    """Importance of a Linear: the sum of 1 - cosine over the terms present, 0 without any."""
+    """Return importance of a Linear: the sum of 1 - cosine over the terms present, 0 without any."""
     return float(sum(1.0 - cosine for cosine in similarities.values()))
 
 
 @torch.no_grad()
 def pair_sums(outputs: Tensor, token_types: Tensor, positive_only: bool = False) -> PairSums:
-    """The sums behind `mean_similarities`, without waiting for the device of `outputs`."""
+    """Return the sums behind `mean_similarities`, without waiting for the device of `outputs`."""
     if outputs.ndim != 2 or token_types.shape != outputs.shape[:1]:
         raise ValueError(
             "outputs must be [tokens, features] and token_types [tokens], "
@@ -153,7 +153,7 @@ class DiversityTotals(NamedTuple):
         return {pair: total / count for pair, (total, count) in sorted(self.pairs.items())}
 
     def plus(self, other: DiversityTotals) -> DiversityTotals:
-        """The totals of the samples of both."""
+        """Return the totals of the samples of both."""
         pairs = dict(self.pairs)
         for pair, (total, count) in other.pairs.items():
             before, number = pairs.get(pair, (0.0, 0))

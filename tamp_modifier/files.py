@@ -45,7 +45,7 @@ def check_output(out: Path, needed: int = 0) -> None:
 
 
 def probe(folder: Path) -> None:
-    """Makes a folder if need be, and writes and removes a file in it.
+    """Make a folder if need be, and writes and removes a file in it.
 
     Raises:
         OSError: nothing can be written there.
@@ -63,7 +63,7 @@ def probe(folder: Path) -> None:
 
 @contextmanager
 def new_folder(out: Path, hint: str = "", temporary: Path | None = None) -> Iterator[Path]:
-    """Gives a folder beside `out` to write into, and renames it at the end.
+    """Give a folder beside `out` to write into, and renames it at the end.
 
     After an error, an interrupt or SIGTERM nothing of it is left.
 
@@ -121,7 +121,7 @@ def _catch_termination() -> Any:
 
 @contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Gives a file beside `path` to write, and renames it to `path` at the end.
+    """Give a file beside `path` to write, and renames it to `path` at the end.
 
     No reader sees half a file, and after an error nothing is left. The mode is what the user's
     umask asks for.
@@ -143,7 +143,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_json(path: str | os.PathLike[str], data: Any) -> Path:
-    """Writes strict JSON, whole or not at all.
+    """Write strict JSON, whole or not at all.
 
     Raises:
         ValueError: a number that JSON cannot hold.

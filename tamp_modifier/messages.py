@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def some(names: Sequence[str], limit: int = 5) -> str:
-    """The first names and how many more there are."""
+    """Return the first names and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
 

@@ -266,7 +266,7 @@ class TAMPModifier(Modifier):
     # -- lifecycle
 
     def on_initialize(self, state: State, **kwargs: Any) -> bool:
-        """Finds the target Linears and refuses what cannot work."""
+        """Find the target Linears and refuses what cannot work."""
         if state.data.calib is None or len(state.data.calib) == 0:
             raise ValueError("TAMPModifier needs calibration data; give `dataset` to oneshot")
         if self.report_path is not None and is_source_process():
@@ -279,7 +279,7 @@ class TAMPModifier(Modifier):
         return True
 
     def on_calibration_start(self, state: State, event: Event, **kwargs: Any) -> None:
-        """Reads the batches, measures the diversity of the dense model, and starts to collect."""
+        """Read the batches, measures the diversity of the dense model, and starts to collect."""
         self.run.start(state.data.calib, self.register_hook)
 
     def on_sequential_epoch_end(  # type: ignore[override]
@@ -296,7 +296,7 @@ class TAMPModifier(Modifier):
             Console(stderr=True).print(report_table(self.run.report()))
 
     def on_finalize(self, state: State, **kwargs: Any) -> bool:
-        """Checks that the zeros are still there, marks the model, and writes the report.
+        """Check that the zeros are still there, marks the model, and writes the report.
 
         Raises:
             RuntimeError: the rest of the recipe brought pruned weights back.
@@ -312,7 +312,7 @@ class TAMPModifier(Modifier):
         return True
 
     def abandon(self) -> None:
-        """Cleans up after an error or an interrupt in the middle of a run."""
+        """Clean up after an error or an interrupt in the middle of a run."""
         run, self._run = self._run, None
         if run is not None:
             run.abandon()
@@ -342,19 +342,23 @@ class TAMPModifier(Modifier):
         return self.structure().cap(1.0 if rule is None else rule.default_cap(self.sparsity))
 
     def structure(self) -> Structure:
-        """The mask structure together with the sparsity that it shall reach."""
+        """Return the mask structure together with the sparsity that it shall reach."""
         return Structure.parse(self.mask_structure, self.sparsity, self.max_sparsity)
 
     def make_allocation(self) -> Allocation | None:
-        """The allocation rule; None where sparsities are given or all Linears get the same N:M."""
+        """Return the allocation rule; None where sparsities are given or all Linears get the same
+        N:M.
+        """
         return None if self.structure().is_fixed else self._allocation_rule()
 
     def make_score(self) -> Score:
-        """The score with its options."""
+        """Return the score with its options."""
         return get_score(self.score, **self.score_options)
 
     def make_selection(self) -> AnySelection:
-        """The selection rule with its options; the cheapest where the score looks at no token."""
+        """Return the selection rule with its options; the cheapest where the score looks at no
+        token.
+        """
         return self._selection_rule() if self.make_score().needs_tokens else get_selection("all")
 
     def _allocation_rule(self) -> Allocation | None:
@@ -386,7 +390,7 @@ class TAMPModifier(Modifier):
         )
 
     def placeholder_ids(self, model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
-        """Placeholder ids of every modality, from the user or the model's config.
+        """Return placeholder ids of every modality, from the user or the model's config.
 
         Raises:
             ValueError: a multimodal model whose modalities cannot be told.

@@ -10,7 +10,7 @@ Rule = TypeVar("Rule")
 
 
 def with_options(rule: Rule, label: str, options: Mapping[str, Any]) -> Rule:
-    """The same rule with other options.
+    """Return the same rule with other options.
 
     Args:
         rule: a frozen dataclass; its fields are the options.

@@ -41,7 +41,7 @@ def kept_metric(metric: Tensor, prune_n: int) -> float:
 
 @torch.no_grad()
 def best_order(metric: Tensor, prune_n: int, seed: int = 0) -> Tensor:
-    """The order of columns that keeps the most, as far as the search finds it.
+    """Return the order of columns that keeps the most, as far as the search finds it.
 
     Args:
         metric: [rows, columns], not negative, columns divisible by 4.
@@ -82,7 +82,7 @@ def best_order(metric: Tensor, prune_n: int, seed: int = 0) -> Tensor:
 
 
 def _start(metric: Tensor, prune_n: int) -> Tensor:
-    """Groups [columns / 4, 4]: as they are, or dealt out by importance, whichever keeps more."""
+    """Group [columns / 4, 4]: as they are, or dealt out by importance, whichever keeps more."""
     columns = metric.shape[0]
     as_they_are = torch.arange(columns).view(-1, GROUP)
     ranked = metric.sum(1).cpu().argsort(descending=True, stable=True)
@@ -95,7 +95,7 @@ def _kept(metric: Tensor, groups: Tensor, prune_n: int) -> float:
 
 
 def _split_anew(metric: Tensor, pairs: Tensor, prune_n: int) -> Tensor:
-    """The best two groups of four out of each eight columns.
+    """Return the best two groups of four out of each eight columns.
 
     Args:
         metric: [columns, rows].
@@ -118,7 +118,7 @@ def _split_anew(metric: Tensor, pairs: Tensor, prune_n: int) -> Tensor:
 
 
 def _kept_of_four(columns: list[Tensor], prune_n: int) -> Tensor:
-    """What stays of four columns [groups, rows] each, summed over the rows: [groups], fp64."""
+    """Return what stays of four columns [groups, rows] each, summed over the rows: [groups], fp64."""
     a, b, c, d = columns
     if prune_n == 2:  # the largest of the six sums of two
         high = torch.maximum(a, b) + torch.maximum(c, d)

@@ -22,7 +22,7 @@ _listeners: list[Listener] = []
 
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """Calls the listener for every step while the context is open."""
+    """Call the listener for every step while the context is open."""
     _listeners.append(listener)
     try:
         yield
@@ -38,7 +38,7 @@ def tell(phase: str, done: int, total: int) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps the bars, logs and warnings of the libraries out of the demo's own progress bar."""
+    """Keep the bars, logs and warnings of the libraries out of the demo's own progress bar."""
     # Imported before the redirection: loguru keeps the stream that it finds.
     from loguru import logger
 
@@ -63,7 +63,7 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def library_silence(compressing: bool = True) -> Iterator[list[str]]:
-    """Keeps the libraries' bars, logs and warnings away; yields the list that our warnings go to.
+    """Keep the libraries' bars, logs and warnings away; yields the list that our warnings go to.
 
     With ``TAMP_DEBUG`` set, everything is shown.
 

@@ -29,7 +29,9 @@ class Statistics(Protocol):
         """Whether the statistics so far are finite."""
 
     def sums(self, device: torch.device | str) -> list[Tensor]:
-        """The tensors that add up over processes, in place; zeros on `device` if none is there."""
+        """Return the tensors that add up over processes, in place; zeros on `device` if none is
+        there.
+        """
 
 
 class RowScalars:
@@ -68,7 +70,7 @@ class RowScalars:
         return self._sums is None or bool(torch.isfinite(self._sums.float()).all())
 
     def sums(self, device: torch.device | str) -> list[Tensor]:
-        """The sum of x_j^2, fp64 [in_features], and that of the weights."""
+        """Return the sum of x_j^2, fp64 [in_features], and that of the weights."""
         if self._sums is None or self._weight is None:
             self._sums = torch.zeros(self.in_features, dtype=torch.float64, device=device)
             self._weight = torch.zeros((), dtype=torch.float64, device=device)
@@ -132,7 +134,9 @@ class Hessian:
         return self._sums is None or bool(torch.isfinite(self._sums.diagonal()).all())
 
     def sums(self, device: torch.device | str) -> list[Tensor]:
-        """The sum of x x^T, fp32 [in_features, in_features], and those of weights and squares."""
+        """Return the sum of x x^T, fp32 [in_features, in_features], and those of weights and
+        squares.
+        """
         if self._sums is None or self._weights is None:
             size = (self.in_features, self.in_features)
             self._sums = torch.zeros(size, dtype=torch.float32, device=device)

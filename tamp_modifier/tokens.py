@@ -76,7 +76,7 @@ _NESTED = (
 
 
 def modality_token_ids(config: Any) -> dict[str, tuple[int, ...]]:
-    """Finds the placeholder ids of every modality in a transformers config.
+    """Find the placeholder ids of every modality in a transformers config.
 
     Args:
         config: the config of a model; nested configs (``thinker_config``, ``text_config``, ...) are
@@ -114,7 +114,7 @@ def is_multimodal(config: Any) -> bool:
 def parse_modality_token_ids(
     mapping: Mapping[str, int | Collection[int]],
 ) -> dict[str, tuple[int, ...]]:
-    """Checks a user's mapping of modality to placeholder ids and brings it into one form.
+    """Check a user's mapping of modality to placeholder ids and brings it into one form.
 
     Args:
         mapping: e.g. ``{"image": 32000}`` or ``{"image": [32000, 32001], "audio": 32002}``.
@@ -234,7 +234,9 @@ def real_token_mask(
 
 
 def _levels(config: Any) -> list[Any]:
-    """The config and its nested configs, outermost first; only the thinker where there is one."""
+    """Return the config and its nested configs, outermost first; only the thinker where there is
+    one.
+    """
     if config is None:
         return []
     thinker = _get(config, "thinker_config")
@@ -245,7 +247,9 @@ def _levels(config: Any) -> list[Any]:
 
 
 def _get(config: Any, name: str) -> Any:
-    """A field of a config object or of a config that is still a dict; None where it is missing."""
+    """Return a field of a config object or of a config that is still a dict; None where it is
+    missing.
+    """
     if isinstance(config, Mapping):
         return config.get(name)
     return getattr(config, name, None)
@@ -261,6 +265,6 @@ def _tower_switched_off(config: Any, modality: str) -> bool:
 
 
 def _as_ids(value: Any) -> tuple[int, ...]:
-    """The valid ids in a config value, an integer or a list of them; None and -1 mean none."""
+    """Return valid ids in a config value, an integer or a list of them; None and -1 mean none."""
     values = value if isinstance(value, list | tuple) else (value,)
     return tuple(i for i in values if isinstance(i, int) and not isinstance(i, bool) and i >= 0)

@@ -27,7 +27,7 @@ OUTPUT = Path("output/bench-quality")
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.quality",
         description=__doc__,
@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command and returns its status."""
+    """Run the command and returns its status."""
     try:
         _main(parser().parse_args(arguments))
     except (ValueError, OSError, SetUpError) as error:
@@ -110,7 +110,7 @@ def _explain(args: argparse.Namespace) -> None:
 
 
 def _measure(args: argparse.Namespace, output: Path) -> None:
-    """Fetches what is needed or, without --prepare, runs the cells that are missing."""
+    """Fetch what is needed or, without --prepare, runs the cells that are missing."""
     from benchmarks.quality.runner import plan, run
 
     names = args.models or (["box"] if args.quick else None)
@@ -128,7 +128,7 @@ def _measure(args: argparse.Namespace, output: Path) -> None:
 
 
 def _show(source: Path, args: argparse.Namespace) -> None:
-    """Prints the tables of finished results, packs and draws them."""
+    """Print the tables of finished results, packs and draws them."""
     found = files.load_folder(source)
     print(markdown(blocks(found)))
     if args.pack is not None:

@@ -47,7 +47,7 @@ def allocate(job: Job) -> dict[str, float]:
 
 
 def search(loss: Callable[[float], float], steepest: float) -> float:
-    """The slope of least loss among 0, STEP, 2 STEP ... up to the steepest.
+    """Return the slope of least loss among 0, STEP, 2 STEP ... up to the steepest.
 
     Args:
         loss: of a slope.

@@ -77,7 +77,7 @@ class TaskItems:
         group: Iterable[int],
         chance: float,
     ) -> TaskItems:
-        """Rounds to what is stored.
+        """Round to what is stored.
 
         Raises:
             ValueError: lists of different lengths, or values that there cannot be.
@@ -198,7 +198,7 @@ def path_of(folder: Path, key: tuple[str, str, str, int]) -> Path:
 
 
 def save(folder: Path, cell: Cell) -> Path:
-    """Writes a new cell; one that is there already is never overwritten.
+    """Write a new cell; one that is there already is never overwritten.
 
     Raises:
         ResultError: there is a file already.
@@ -210,7 +210,7 @@ def save(folder: Path, cell: Cell) -> Path:
 
 
 def load(path: Path) -> list[Cell]:
-    """The cells of one file: a cell file, or one that `pack` wrote.
+    """Return the cells of one file: a cell file, or one that `pack` wrote.
 
     Raises:
         ResultError: not a results file, or one of another version.
@@ -304,7 +304,7 @@ def check_same(path: Path, wanted: Conditions) -> None:
 
 
 def pack(cells: Iterable[Cell], folder: Path) -> list[Path]:
-    """Writes all cells into one file a model and calibration seed, one cell a line.
+    """Write all cells into one file a model and calibration seed, one cell a line.
 
     No file is written where one is refused.
 

@@ -44,7 +44,7 @@ def allocate(
 
 
 def layer_of(name: str) -> tuple[str, str]:
-    """What a Linear's decoder layer is in, and the number of the layer."""
+    """Return what a Linear's decoder layer is in, and the number of the layer."""
     model, _, rest = name.partition(".layers.")
     return model, rest.partition(".")[0]
 

@@ -29,7 +29,7 @@ SHOWN = ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj")
 
 
 def draw(model: QualityModel, folder: Path, samples: int = SAMPLES) -> list[Path]:
-    """Writes the figures ``quality-WHAT-MODEL.png``: attention, diversity and, of pictures,
+    """Write the figures ``quality-WHAT-MODEL.png``: attention, diversity and, of pictures,
     selection."""
     from tamp_modifier.progress import quiet
 
@@ -49,7 +49,7 @@ def draw(model: QualityModel, folder: Path, samples: int = SAMPLES) -> list[Path
 
 
 def published_report(model: QualityModel, batches: list[dict[str, torch.Tensor]]) -> PruningReport:
-    """The report of TAMP as published."""
+    """Return the report of TAMP as published."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "report.json"
         job = Job(model, SPARSITY, "0:0", batches, model.load())

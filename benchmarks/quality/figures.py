@@ -31,7 +31,7 @@ DODGE = 0.5
 
 
 def draw(cells: Sequence[Cell], folder: Path) -> list[Path]:
-    """Writes ``quality.png`` and ``quality-tasks-MODEL.png``."""
+    """Write ``quality.png`` and ``quality-tasks-MODEL.png``."""
     found = blocks(cells)
     paths = [save_figure(retention_figure(found), folder / "quality.png")]
     for model in dict.fromkeys(block.model for block in found):

@@ -31,7 +31,7 @@ class Job:
 
 
 def apply(modifier: Any, job: Job, model: Any) -> None:
-    """Runs one modifier on a model in place, with the calibration samples of a job."""
+    """Run one modifier on a model in place, with the calibration samples of a job."""
     from llmcompressor import oneshot
 
     from tamp_modifier.upstream.tracing import complete_tracing

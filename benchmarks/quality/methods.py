@@ -40,7 +40,7 @@ class Method:
     told: Mapping[str, Any] = field(default_factory=dict)
 
     def recipe(self, job: Job) -> dict[str, Any]:
-        """The modifier's name and its fields, but for what `allocate` adds.
+        """Return the modifier's name and its fields, but for what `allocate` adds.
 
         A preset is written out, so that results tell which values it had.
         """
@@ -53,7 +53,7 @@ class Method:
         return {"modifier": self.modifier, "sparsity": job.sparsity, **fields, **self.told}
 
     def make(self, job: Job, more: Mapping[str, Any] | None = None) -> Any:
-        """The modifier, with further fields if there are any."""
+        """Return the modifier, with further fields if there are any."""
         given = {"allocation": self.allocate(job)} if self.allocate else {}
         return self._modifier(job, {**given, **(more or {})})
 

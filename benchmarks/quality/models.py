@@ -55,7 +55,7 @@ class QualityModel(ABC):
         self.data = data
 
     def prepare(self, say: Callable[[str], None] = print) -> None:
-        """Fetches what is not in the repository; by default there is nothing to fetch."""
+        """Fetch what is not in the repository; by default there is nothing to fetch."""
         say(f"{self.name}: nothing to fetch")
 
     @abstractmethod
@@ -68,7 +68,7 @@ class QualityModel(ABC):
 
     @abstractmethod
     def load(self) -> Any:
-        """A fresh dense model."""
+        """Return a fresh dense model."""
 
     @abstractmethod
     def batches(self, seed: int, samples: int) -> list[dict[str, torch.Tensor]]:
@@ -80,7 +80,7 @@ class QualityModel(ABC):
 
     @abstractmethod
     def weights(self) -> Path:
-        """The file of the dense weights."""
+        """Return the file of the dense weights."""
 
     @classmethod
     def kinds(cls) -> dict[str, tuple[str, ...]]:
@@ -109,7 +109,7 @@ class QualityModel(ABC):
 
     @staticmethod
     def linears(model: Any) -> dict[str, nn.Linear]:
-        """The Linears of the decoder layers by name: what every method prunes."""
+        """Return the Linears of the decoder layers by name: what every method prunes."""
         names = {id(module): name for name, module in model.named_modules()}
         layers = model.get_decoder().layers
         return {names[id(m)]: m for m in layers.modules() if isinstance(m, nn.Linear)}
@@ -251,7 +251,7 @@ class SmolLM2(QualityModel):
         ]
 
     def texts(self) -> dict[str, torch.Tensor]:
-        """Evaluation windows, task -> [windows, WINDOW]."""
+        """Return evaluation windows, task -> [windows, WINDOW]."""
         folder, count = self.data / self.name, self.windows
         return {
             "constitution": smollm2.windows(

@@ -85,7 +85,7 @@ def plan(
 
 
 def run(cells: Sequence[Plan], folder: Path, say: Callable[[str], None]) -> None:
-    """Runs the cells that have no file yet. All files that are there are checked before any work.
+    """Run the cells that have no file yet. All files that are there are checked before any work.
 
     Raises:
         ResultError: a file of another version, other weights or another recipe, or packed ones.
@@ -131,7 +131,7 @@ def run(cells: Sequence[Plan], folder: Path, say: Callable[[str], None]) -> None
 
 
 def conditions(model: QualityModel, method: str, setting: str, seed: int) -> Conditions:
-    """What decides the result of a cell that would be measured now."""
+    """Return what decides the result of a cell that would be measured now."""
     recipe = {} if method == DENSE else METHODS[method].recipe(_job(model, setting, [], None))
     return Conditions((model.name, method, setting, seed), model.identity, model.samples, recipe)
 
@@ -199,7 +199,7 @@ def sources_hash() -> str:
 
 
 def processor_name() -> str:
-    """What the processor calls itself."""
+    """Return what the processor calls itself."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

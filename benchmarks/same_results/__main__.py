@@ -31,7 +31,7 @@ from benchmarks.same_results.running import run, run_child  # noqa: E402
 
 
 def run_all(names: Sequence[str]) -> tuple[dict[str, Outcome], dict[str, str]]:
-    """The outcome of every recipe, and of those that fail the message."""
+    """Return the outcome of every recipe, and of those that fail the message."""
     outcomes, failures = {}, {}
     for name in names:
         begin = time.perf_counter()
@@ -67,7 +67,7 @@ def compare(
 
 
 def main() -> int:
-    """Parses the arguments, runs the recipes, and writes or compares; returns the exit status."""
+    """Parse the arguments, runs the recipes, and writes or compares; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.same_results",
         description=(benchmarks.same_results.__doc__ or "").split("\n")[0],

@@ -25,7 +25,9 @@ class SameResultsError(ValueError):
 
 
 def conditions() -> dict[str, str]:
-    """What bits depend on besides the package: the processor, and versions of other packages."""
+    """Return what bits depend on besides the package: the processor, and versions of other
+    packages.
+    """
     return {"processor": _processor(), **{name: version(name) for name in PACKAGES}}
 
 
@@ -41,7 +43,7 @@ def _processor() -> str:
 
 
 def write(path: Path, recipes: Mapping[str, Outcome]) -> None:
-    """Writes the outcomes of recipes."""
+    """Write the outcomes of recipes."""
     data = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -52,7 +54,7 @@ def write(path: Path, recipes: Mapping[str, Outcome]) -> None:
 
 
 def read(path: Path, names: Sequence[str]) -> dict[str, Outcome]:
-    """Reads the outcomes of the recipes that are to be compared.
+    """Read the outcomes of the recipes that are to be compared.
 
     Args:
         path: what `write` wrote.

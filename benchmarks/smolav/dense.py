@@ -81,17 +81,17 @@ def pointing_loss(features: Tensor, table: Tensor, target: Tensor, rare: float) 
 
 
 def length_loss(features: Tensor, table: Tensor) -> Tensor:
-    """Keeps embeddings as long as those of words."""
+    """Keep embeddings as long as those of words."""
     return (features.float().norm(dim=-1) / table.norm(dim=-1).mean() - 1.0).square().mean()
 
 
 def clip_sound(index: int) -> Any:
-    """What training clip `index` holds."""
+    """Return what training clip `index` holds."""
     return sample_sound(stream("train", "sound", index))
 
 
 def encode_clips(model: SmolAVModel, studio: Studio, path: Path) -> None:
-    """Writes encoder outputs as bfloat16 bits, uint16 [CLIPS, 100, 1024]; resumes."""
+    """Write encoder outputs as bfloat16 bits, uint16 [CLIPS, 100, 1024]; resumes."""
     shape = (CLIPS, model.config.audio_tokens, 2 * model.config.audio_config.d_model)
     mode = "r+" if path.exists() else "w+"
     store = np.lib.format.open_memmap(path, mode=mode, dtype=np.uint16, shape=shape)
@@ -130,7 +130,7 @@ def _set_rate(optimizer: torch.optim.Optimizer, step: int, steps: int) -> None:
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Writes so that an interruption never leaves half a file."""
+    """Write so that an interruption never leaves half a file."""
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
     os.replace(partial, path)

@@ -87,11 +87,11 @@ class Layout:
         return ids
 
     def question(self, question: Question) -> list[int]:
-        """The question and the opening of the answer's turn."""
+        """Return the question and the opening of the answer's turn."""
         return self._ids(question.text) + self._turn
 
     def answer(self, question: Question) -> list[int]:
-        """The answer and the end of its turn."""
+        """Return the answer and the end of its turn."""
         return self._ids(f" {question.answer}") + self._end
 
     def pack(self, medium: Medium, asked: Sequence[Question]) -> Pack:

@@ -34,7 +34,7 @@ class LoRALinear(nn.Module):
 
 
 def add_lora(decoder: nn.Module, rank: int) -> None:
-    """Puts a LoRALinear in the place of every Linear of the decoder."""
+    """Put a LoRALinear in the place of every Linear of the decoder."""
     for module in list(decoder.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear) and not isinstance(module, LoRALinear):

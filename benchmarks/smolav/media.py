@@ -18,7 +18,7 @@ SPLITS = ("train", "calibration", "evaluation")
 
 
 def stream(split: str, *names: object) -> random.Random:
-    """The random numbers of one sample: no two splits, kinds or indices share any.
+    """Return the random numbers of one sample: no two splits, kinds or indices share any.
 
     Args:
         split: A word of `SPLITS`.

@@ -133,11 +133,11 @@ class SmolAVModel(SmolAVPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """The decoder's embedding table."""
+        """Return the decoder's embedding table."""
         return self.language_model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replaces the decoder's embedding table."""
+        """Replace the decoder's embedding table."""
         self.language_model.set_input_embeddings(value)
 
     def vision_features(self, pixel_values: Tensor) -> Tensor:
@@ -146,7 +146,7 @@ class SmolAVModel(SmolAVPreTrainedModel):
         return self.vision_tower(pixel_values=pixel_values.to(dtype)).last_hidden_state
 
     def pooled_frames(self, features: Tensor) -> Tensor:
-        """Joins POOL x POOL patches: [n * frames, patches, w] -> [n, frames * p / 4, 4 w]."""
+        """Join POOL x POOL patches: [n * frames, patches, w] -> [n, frames * p / 4, 4 w]."""
         count, patches, width = features.shape
         side = round(patches**0.5)
         grid = features.view(count, side // POOL, POOL, side // POOL, POOL, width)
@@ -184,7 +184,7 @@ class SmolAVModel(SmolAVPreTrainedModel):
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """Puts the media's embeddings where their placeholders are, and runs the decoder."""
+        """Put the media's embeddings where their placeholders are, and runs the decoder."""
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         if pixel_values is not None:
@@ -209,7 +209,7 @@ class SmolAVModel(SmolAVPreTrainedModel):
 def _put(
     inputs_embeds: Tensor, input_ids: Tensor | None, placeholder: int, embeds: Tensor
 ) -> Tensor:
-    """Writes embeddings [n, tokens, hidden] where [B, S] ids are the placeholder."""
+    """Write embeddings [n, tokens, hidden] where [B, S] ids are the placeholder."""
     if input_ids is None:
         raise ValueError("media need input_ids, which tell where they belong")
     embeds = embeds.to(inputs_embeds.dtype)
@@ -230,15 +230,15 @@ class SmolAVForConditionalGeneration(SmolAVPreTrainedModel, GenerationMixin):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """The decoder's embedding table."""
+        """Return the decoder's embedding table."""
         return self.model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replaces the decoder's embedding table."""
+        """Replace the decoder's embedding table."""
         self.model.set_input_embeddings(value)
 
     def get_decoder(self) -> LlamaModel:
-        """The decoder."""
+        """Return the decoder."""
         return self.model.language_model
 
     def forward(

@@ -175,7 +175,7 @@ def sample_picture(rng: random.Random, name: str | None = None) -> Picture:
 
 
 def _lane(rng: random.Random, upright: bool, index: int, names: list[str]) -> Lane:
-    """An event in row or column `index`; takes the names it needs off the list."""
+    """Return an event in row or column `index`; takes the names it needs off the list."""
     event = rng.choice(("move", "move", "turn", "recolour", "resize"))
     if event == "recolour":
         shape = next((name for name in names if name in SHAPES), None)
@@ -218,7 +218,7 @@ def sample_video(rng: random.Random) -> Video:
 
 
 def frame_things(video: Video, frame: int) -> tuple[Thing, ...]:
-    """The things of one frame, 0 to 3; turning and recolouring happen between frames 1 and 2."""
+    """Return things of one frame, 0 to 3; turning and recolouring happen between frames 1 and 2."""
     share = frame / (FRAMES - 1)
     things = []
     for lane in video.lanes:
@@ -235,7 +235,7 @@ def frame_things(video: Video, frame: int) -> tuple[Thing, ...]:
 
 
 def read_emoji(folder: Path) -> dict[str, Image.Image]:
-    """The emoji by word, RGBA.
+    """Return the emoji by word, RGBA.
 
     Args:
         folder: PNG files named by code point, such as ``1f436.png``.

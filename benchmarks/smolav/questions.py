@@ -81,7 +81,7 @@ class Question:
 
 
 def options(question: Question) -> tuple[str, ...]:
-    """The answers that a question leaves to one who knows nothing but the question."""
+    """Return the answers that a question leaves to one who knows nothing but the question."""
     if question.task == "reading":
         return tuple(str(number) for number in range(10, 100))
     if question.task == "list":

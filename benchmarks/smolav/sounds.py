@@ -67,7 +67,7 @@ class Sound:
     seed: int
 
     def event(self, kind: str) -> Event | None:
-        """The event of a kind, if there is one."""
+        """Return the event of a kind, if there is one."""
         return next((event for event in self.events if event.kind == kind), None)
 
 
@@ -166,7 +166,7 @@ class Speaker:
     def _synthesise(
         self, word: str, voice: str, speed: int, pitch: int
     ) -> tuple[list[np.ndarray], int]:
-        """Samples as int16, in pieces, and their rate."""
+        """Return samples as int16, in pieces, and their rate."""
         chunks: list[np.ndarray] = []
 
         def collect(samples: Any, count: int, _: object) -> int:
@@ -198,7 +198,7 @@ class Speaker:
         return chunks, rate
 
     def sound(self, sound: Sound) -> np.ndarray:
-        """The samples of a clip, float32 [64000]; the same sound gives the same samples."""
+        """Return the samples of a clip, float32 [64000]; the same sound gives the same samples."""
         rng = np.random.default_rng(sound.seed)
         clip = rng.normal(0.0, sound.hiss, int(SECONDS * RATE)) if sound.hiss else None
         clip = np.zeros(int(SECONDS * RATE)) if clip is None else clip
@@ -246,7 +246,7 @@ def _beeps(count: int, pitch: float) -> np.ndarray:
 
 
 def _synthesise(event: Event, rng: np.random.Generator) -> np.ndarray:
-    """A sound of `SOUNDS`, peak about 1."""
+    """Return a sound of `SOUNDS`, peak about 1."""
     time = _time(event.length)
     base = 1 + 0.5 * event.pitch
     if event.what == "noise":

@@ -87,7 +87,7 @@ PER_STAMP = 3
 
 
 def fetch(folder: Path) -> Path:
-    """Puts the chosen stamps and recordings into ``folder/stamps``, if they are not there.
+    """Put the chosen stamps and recordings into ``folder/stamps``, if they are not there.
 
     Raises:
         SetUpError: The package cannot be fetched, or lacks a file.
@@ -129,7 +129,7 @@ def square(picture: Image.Image) -> Image.Image:
 
 
 def read_recording(path: Path) -> np.ndarray:
-    """Samples of a recording: float32 at 16 kHz, peak 1, silence at both ends cut off."""
+    """Return samples of a recording: float32 at 16 kHz, peak 1, silence at both ends cut off."""
     import av
 
     chunks = []
@@ -155,7 +155,7 @@ class Recordings(Speaker):
         self._words = words
 
     def say(self, word: str, voice: int, speed: int, pitch: float) -> np.ndarray:
-        """The recording of a word; voice, speed and pitch are those of who said it."""
+        """Return the recording of a word; voice, speed and pitch are those of who said it."""
         return self._words[word]
 
 
@@ -233,7 +233,7 @@ def measure(model: Any, folder: Path, stamps: Path) -> dict[str, list[Score]]:
 
 
 def markdown(found: Mapping[str, Sequence[Score]]) -> str:
-    """The table."""
+    """Return the table."""
     lines = [
         "| | questions | exact | among the names | chance | NLL |",
         "|---|---:|---:|---:|---:|---:|",
@@ -251,7 +251,7 @@ def markdown(found: Mapping[str, Sequence[Score]]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Fetches what is missing, measures and prints."""
+    """Fetch what is missing, measures and prints."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.smolav.stamps",
         description=__doc__,

@@ -106,7 +106,9 @@ class Teacher:
 
 
 def pack_mask(pack: Pack, dtype: torch.dtype) -> Tensor:
-    """What `packed_attention` adds to the scores of the chunks, [1, 1, questions * C, P + C]."""
+    """Return what `packed_attention` adds to the scores of the chunks, [1, 1, questions * C, P +
+    C].
+    """
     count, width = pack.chunks.shape
     future = torch.zeros(width, width, dtype=dtype).masked_fill(
         torch.ones(width, width, dtype=torch.bool).triu(1), -30000.0
@@ -149,7 +151,7 @@ def trained_state(model: SmolAVForConditionalGeneration) -> dict[str, Tensor]:
 
 
 def load_dense(model: SmolAVForConditionalGeneration, tokenizer: Any, folder: Path) -> None:
-    """Loads what the first stage trained, and tells every token its place in words."""
+    """Load what the first stage trained, and tells every token its place in words."""
     vision = torch.load(folder / "dense-vision.pt", weights_only=True)
     audio = torch.load(folder / "dense-audio.pt", weights_only=True)
     for name in ("vision_tower", "image_projector", "video_projector"):
@@ -284,7 +286,7 @@ def train(arguments: argparse.Namespace) -> None:
 def add_up(
     trained: list[Tensor], answered: list[tuple[str, bool]], lost: list[float], over: bool
 ) -> tuple[list[tuple[str, bool]], list[float], bool]:
-    """Adds the gradients of all processes, and joins what else they know."""
+    """Add the gradients of all processes, and joins what else they know."""
     for value in trained:
         if value.grad is None:
             value.grad = torch.zeros_like(value)
@@ -306,7 +308,7 @@ def add_up(
 def report(
     path: Path, step: int, seconds: float, losses: deque[float], recent: dict[str, deque[bool]]
 ) -> None:
-    """Appends a line of JSON to the log and prints it shortly."""
+    """Append a line of JSON to the log and prints it shortly."""
     shares = {task: round(float(np.mean(v)), 3) for task, v in sorted(recent.items())}
     means = {
         modality: round(float(np.mean([shares[task] for task in tasks if task in shares])), 3)

@@ -52,7 +52,7 @@ def load_smollm2(folder: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBas
 
 
 def whisper_config(tokens: int) -> WhisperConfig:
-    """The config of whisper-base's encoder for clips of `tokens` frames of 20 ms."""
+    """Return the config of whisper-base's encoder for clips of `tokens` frames of 20 ms."""
     return WhisperConfig(
         d_model=512,
         encoder_layers=6,
@@ -64,7 +64,7 @@ def whisper_config(tokens: int) -> WhisperConfig:
 
 
 def whisper_encoder_weights(data: bytes, positions: int) -> dict[str, Tensor]:
-    """Maps a CTranslate2 file of whisper to the names of ``transformers.WhisperEncoder``.
+    """Map a CTranslate2 file of whisper to the names of ``transformers.WhisperEncoder``.
 
     Args:
         data: The file.
@@ -107,7 +107,7 @@ def whisper_encoder_weights(data: bytes, positions: int) -> dict[str, Tensor]:
 
 
 def read_ctranslate2(data: bytes) -> dict[str, Tensor]:
-    """Reads the variables of a CTranslate2 ``model.bin``.
+    """Read the variables of a CTranslate2 ``model.bin``.
 
     Raises:
         ValueError: A version or a type of number that this reader does not know.

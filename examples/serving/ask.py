@@ -25,7 +25,7 @@ URL = "http://127.0.0.1:8000/v1"
 
 
 def ask(url: str, question: str, picture: Path) -> str:
-    """The model's answer, at temperature 0."""
+    """Return the model's answer, at temperature 0."""
     image = base64.b64encode(picture.read_bytes()).decode()
     body = {
         "messages": [

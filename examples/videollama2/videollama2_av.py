@@ -100,12 +100,12 @@ counter.remove()
 
 
 def token_types(batch: Mapping[str, Any]) -> torch.Tensor:
-    """What each position of a batch is: 0 text, 2 video, 3 sound."""
+    """Return what each position of a batch is: 0 text, 2 video, 3 sound."""
     return types[key(batch)]
 
 
 def one(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """A batch of one sample is the sample."""
+    """Return a batch of one sample is the sample."""
     return rows[0]
 
 

@@ -48,7 +48,7 @@ class MetricAllocation(LayerwiseAllocation):
 
     @abstractmethod
     def summarise(self, metrics: Sequence[Tensor]) -> float:
-        """Importance of one decoder layer.
+        """Return importance of one decoder layer.
 
         Args:
             metrics: fp32 [out, in] of every Linear of the layer.
@@ -152,7 +152,7 @@ class ATP(LayerwiseAllocation):
 
     @staticmethod
     def steepest(sparsity: float, layers: int) -> float:
-        """The largest slope at which no sparsity leaves [0, 1]."""
+        """Return the largest slope at which no sparsity leaves [0, 1]."""
         return 2.0 * min(sparsity, 1.0 - sparsity) / max(layers - 1, 1)
 
     def offsets(self, importance: Mapping[str, float], sparsity: float) -> dict[str, float]:

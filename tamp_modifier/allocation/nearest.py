@@ -117,7 +117,7 @@ def nearest_steps(steps: Mapping[str, Steps], budget: float) -> dict[str, int]:
 
 
 def _fill(groups: list[_Group], budget: float) -> tuple[list[int], int, int | None]:
-    """Takes the cheapest step of all groups, again and again, as long as the budget holds.
+    """Take the cheapest step of all groups, again and again, as long as the budget holds.
 
     Returns:
         Steps of every group, the weights that they prune, and the group whose step would have been
@@ -136,7 +136,8 @@ def _fill(groups: list[_Group], budget: float) -> tuple[list[int], int, int | No
 
 
 def _nearby_sums(groups: list[_Group], start: list[int], gap: float) -> _Sums:
-    """What can be added to `start` by other step counts, and the cheapest way to each such sum.
+    """Return what can be added to `start` by other step counts, and the cheapest way to each such
+    sum.
 
     Args:
         groups: from the largest unit to the smallest.

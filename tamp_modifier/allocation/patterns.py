@@ -47,7 +47,7 @@ class Structure:
 
     @classmethod
     def parse(cls, text: str, sparsity: float, max_sparsity: float | None = None) -> Structure:
-        """Reads `mask_structure`.
+        """Read `mask_structure`.
 
         Raises:
             ValueError: no mask structure, or one that does not reach the sparsity.
@@ -150,7 +150,7 @@ class Structure:
         return (self.prune_m - 1 if self.prune_n is None else self.prune_n) / self.prune_m
 
     def _most(self, cap: float) -> int:
-        """Steps of one Linear: a cap of the user's is kept, the rule's own is rounded up."""
+        """Return steps of one Linear: a cap of the user's is kept, the rule's own is rounded up."""
         if self.prune_n:
             return 1
         exact = min(cap, self._highest) * self.prune_m

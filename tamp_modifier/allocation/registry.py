@@ -28,7 +28,7 @@ ALLOCATIONS: dict[str, Allocation] = {
 
 
 def get_allocation(name: str, **options: Any) -> Allocation:
-    """The allocation rule called `name`, with its own options.
+    """Return the allocation rule called `name`, with its own options.
 
     Raises:
         ValueError: an unknown name, an option that the rule does not have or that is out of range.

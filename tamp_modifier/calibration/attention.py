@@ -37,7 +37,7 @@ _RECURRENT_PARTS = ("A_log", "dt_bias", "conv1d", "q_conv1d", "short_conv")
 
 
 def find_attention_module(decoder_layer: nn.Module) -> nn.Module | None:
-    """Finds the softmax self-attention module of a decoder layer.
+    """Find the softmax self-attention module of a decoder layer.
 
     A module counts as softmax attention when it owns a query projection (``q_proj``, ``q_b_proj``,
     ``qkv_proj``, ``query_key_value``, ``Wqkv``, ``c_attn``, ...) and is no linear attention or
@@ -65,7 +65,7 @@ def find_attention_module(decoder_layer: nn.Module) -> nn.Module | None:
 
 
 def attention_weights_from_output(output: Any) -> torch.Tensor | None:
-    """Picks the softmax weights out of what an attention module returned.
+    """Pick the softmax weights out of what an attention module returned.
 
     transformers 5 returns ``(output, weights)``; other modules put a cache in between. So every
     element is looked at, and weights are known by their shape and by the values of their last row:
@@ -91,7 +91,7 @@ def attention_weights_from_output(output: Any) -> torch.Tensor | None:
 
 
 def last_token_attention(weights: torch.Tensor, real_tokens: torch.Tensor) -> list[torch.Tensor]:
-    """Takes the attention of each sample's last real token, as AMIA weights tokens.
+    """Take the attention of each sample's last real token, as AMIA weights tokens.
 
     Source: TAMP, arXiv 2504.09897, section AMIA (last row of the attention, mean over heads).
 

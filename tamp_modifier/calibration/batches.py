@@ -75,7 +75,7 @@ def read_batches(
     ids: Mapping[str, Collection[int]],
     token_types_fn: TokenTypesFunction | None = None,
 ) -> list[TokenBatch]:
-    """Reads the token types of every batch.
+    """Read the token types of every batch.
 
     Args:
         loader: the calibration loader; its batches are mappings of tensors.
@@ -105,7 +105,7 @@ def read_batches(
 
 
 def join_batches(batches: list[TokenBatch]) -> list[TokenBatch]:
-    """The batches of all processes, in their order."""
+    """Return the batches of all processes, in their order."""
     return [batch for share in gather(batches) for batch in share]
 
 
@@ -133,7 +133,7 @@ def number_samples(batches: list[TokenBatch]) -> None:
 
 
 def import_function(path: str) -> TokenTypesFunction:
-    """Imports "package.module:function".
+    """Import "package.module:function".
 
     Raises:
         ValueError: not of this form, no such module or function.

@@ -39,7 +39,7 @@ class SelectionCollector:
         self._attention: dict[str, tuple[str, dict[int, list[float]]]] = {}
 
     def collect(self, activations: Activations) -> None:
-        """Selects tokens of one Linear in one sample and adds them to its statistics."""
+        """Select tokens of one Linear in one sample and adds them to its statistics."""
         name = activations.target.name
         outputs = activations.outputs
         if not activations.routed:
@@ -73,7 +73,7 @@ class SelectionCollector:
             self._indices.setdefault(name, {})[activations.sample] = tokens.cpu()
 
     def _add_attention(self, activations: Activations, attention: torch.Tensor) -> None:
-        """Adds up a decoder layer's attention by modality, once a sample, for the report."""
+        """Add up a decoder layer's attention by modality, once a sample, for the report."""
         target = activations.target
         if target.layer is None or target.expert is not None:
             return
@@ -127,7 +127,7 @@ class SelectionCollector:
         return sum_statistics(targets, local, self._score.statistics, owners)
 
     def join(self) -> None:
-        """Adds what other processes know of their tokens, for the report."""
+        """Add what other processes know of their tokens, for the report."""
         everyone = gather((self._counts, self._indices, self._attention))
         self._counts, self._indices, self._attention = {}, {}, {}
         for counts, indices, attention in everyone:
@@ -139,7 +139,7 @@ class SelectionCollector:
                 self._indices.setdefault(name, {}).update(kept)
 
     def tokens_seen(self, name: str) -> int:
-        """Number of tokens that entered the statistics of the Linear."""
+        """Return number of tokens that entered the statistics of the Linear."""
         return sum(self._counts.get(name, []))
 
     def mean_selected(self, name: str) -> float:
@@ -147,14 +147,14 @@ class SelectionCollector:
         return self.tokens_seen(name) / max(len(self._counts.get(name, [])), 1)
 
     def indices(self, name: str, samples: int) -> list[list[int]]:
-        """Selected token indices of every sample; empty if they were not kept."""
+        """Return selected token indices of every sample; empty if they were not kept."""
         if name not in self._indices:
             return []
         kept = self._indices[name]
         return [kept[sample].tolist() if sample in kept else [] for sample in range(samples)]
 
     def record(self, name: str) -> dict[str, Any]:
-        """What was selected for a Linear, as JSON values."""
+        """Return what was selected for a Linear, as JSON values."""
         indices = self._indices.get(name)
         kept = None if indices is None else [[s, t.tolist()] for s, t in indices.items()]
         attention = [
@@ -165,7 +165,7 @@ class SelectionCollector:
         return {"counts": self._counts.get(name), "indices": kept, "attention": attention}
 
     def recall(self, name: str, record: Mapping[str, Any]) -> None:
-        """Takes in what :meth:`record` told of a Linear in an earlier run."""
+        """Take in what :meth:`record` told of a Linear in an earlier run."""
         self._counts[name] = record["counts"] or []
         if record["indices"] is not None:
             self._indices[name] = {s: torch.tensor(t) for s, t in record["indices"]}

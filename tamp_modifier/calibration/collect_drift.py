@@ -60,7 +60,7 @@ class DriftCollector(SelectionCollector):
         self._layers: dict[str, str] = {}
 
     def layer_done(self, layer: str, states: Sequence[LayerStates]) -> None:
-        """Takes in what a decoder layer got and gave in a batch; its activations come next."""
+        """Take in what a decoder layer got and gave in a batch; its activations come next."""
         self._passing[layer] = {}
         for state in states:
             drift = token_drift(state.inputs, state.outputs)
@@ -77,7 +77,7 @@ class DriftCollector(SelectionCollector):
         return float(total) / max(count, 1)
 
     def collect(self, activations: Activations) -> None:
-        """Adds the text tokens of one Linear in one sample and holds back what may be selected."""
+        """Add the text tokens of one Linear in one sample and holds back what may be selected."""
         name, layer = activations.target.name, activations.target.layer
         if layer is None or not activations.routed:
             super().collect(activations)
@@ -112,7 +112,7 @@ class DriftCollector(SelectionCollector):
         )
 
     def settle(self, targets: Sequence[Target]) -> None:
-        """Adds the visual tokens, now that the mean drift of their layers is known."""
+        """Add the visual tokens, now that the mean drift of their layers is known."""
         layers = {target.layer for target in targets if target.layer is not None}
         for layer, sums in _added_up(self._sums, layers).items():
             self._sums[layer] = sums
@@ -140,7 +140,7 @@ class DriftCollector(SelectionCollector):
 def _added_up(
     local: Mapping[str, tuple[torch.Tensor, int]], layers: Collection[str]
 ) -> dict[str, tuple[torch.Tensor, int]]:
-    """Sums and counts of some layers over all processes."""
+    """Sum and counts of some layers over all processes."""
     mine = {name: (float(local[name][0]), local[name][1]) for name in layers if name in local}
     totals: dict[str, tuple[torch.Tensor, int]] = {}
     for sums in gather(mine):

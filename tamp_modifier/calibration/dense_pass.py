@@ -48,7 +48,7 @@ def run_dense_pass(
     pipeline: str,
     tracing_ignore: Iterable[str] = (),
 ) -> None:
-    """Runs all samples through the model once, in a session of its own.
+    """Run all samples through the model once, in a session of its own.
 
     It has to happen at the start of calibration: at initialization no session can be nested, and
     earlier modifiers of the recipe have not changed the model yet.

@@ -46,17 +46,18 @@ AnyStatistics = TypeVar("AnyStatistics", bound=Statistics)
 
 
 def rank() -> int:
-    """Number of this process, 0 if there is only one."""
+    """Return number of this process, 0 if there is only one."""
     return dist.get_rank() if is_distributed() else 0
 
 
 def ranks() -> int:
-    """Number of processes."""
+    """Return number of processes."""
     return dist.get_world_size() if is_distributed() else 1
 
 
 def partition(samples: Sequence[T]) -> list[T]:
-    """This process's share of the calibration samples: a run of neighbours, as llm-compressor does.
+    """Return this process's share of the calibration samples: a run of neighbours, as llm-
+    compressor does.
 
     In the order of the processes the shares are the samples again, so that one process with all of
     them and many with a share each see the same order.
@@ -71,7 +72,7 @@ def partition(samples: Sequence[T]) -> list[T]:
 
 
 def gather(value: T) -> list[T]:
-    """The value of every process, in their order. It is pickled."""
+    """Return the value of every process, in their order. It is pickled."""
     if not is_distributed():
         return [value]
     values: list[Any] = [None] * ranks()
@@ -90,7 +91,7 @@ def all_of(names: Iterable[str]) -> set[str]:
 
 
 def agree(action: Callable[[], T]) -> T:
-    """Runs what may fail in one process only: all fail if one does, and none waits forever.
+    """Run what may fail in one process only: all fail if one does, and none waits forever.
 
     Raises:
         Exception: what the action raised; in the other processes a RuntimeError that quotes it.
@@ -118,7 +119,7 @@ def sum_statistics(
     make: Callable[[int], AnyStatistics],
     owners: Mapping[str, int] | None = None,
 ) -> dict[str, AnyStatistics]:
-    """Adds up the statistics of all processes.
+    """Add up the statistics of all processes.
 
     Row scalars are sums of fp32 numbers in fp64, exact unless the activations of one feature span
     more than nine decades, and so the same in any order of the samples. Hessians are fp32 and
@@ -171,7 +172,7 @@ def _is_shared(module: nn.Module) -> bool:
 
 
 def check_shares(inputs: Collection[str], digest: str) -> bool:
-    """Compares the calibration batches of the processes.
+    """Compare the calibration batches of the processes.
 
     Args:
         inputs: names of all model inputs in this process's batches.

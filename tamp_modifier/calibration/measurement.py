@@ -22,10 +22,10 @@ class Measurement(Protocol):
     """Collects activations of the dense model and turns them into an importance per Linear."""
 
     def collect(self, activations: Activations) -> None:
-        """Adds one Linear's activations in one sample."""
+        """Add one Linear's activations in one sample."""
 
     def join(self) -> None:
-        """Adds what other processes collected; once, when the pass is over."""
+        """Add what other processes collected; once, when the pass is over."""
 
     def has_seen(self, name: str) -> bool:
         """Whether a token passed through the Linear."""
@@ -34,19 +34,19 @@ class Measurement(Protocol):
         """Whether everything collected of it is finite."""
 
     def importance(self, name: str) -> float | None:
-        """What was measured of the Linear, None if nothing was; for the report."""
+        """Return what was measured of the Linear, None if nothing was; for the report."""
 
     def similarities(self, name: str) -> dict[Pair, float]:
         """Mean cosine similarity per pair of modalities; empty where it is not measured."""
 
     def importance_of(self, names: Sequence[str]) -> dict[str, float]:
-        """Importance of the Linears, for the allocation rule."""
+        """Return importance of the Linears, for the allocation rule."""
 
 
 def measurement_for(
     rule: Allocation, targets: Sequence[Target], positive_only: bool
 ) -> Measurement | None:
-    """What measures for this rule; None if it needs no pass over the dense model."""
+    """Return what measures for this rule; None if it needs no pass over the dense model."""
     if isinstance(rule, MetricAllocation):
         return MetricCollector(rule, targets)
     return DiversityCollector(positive_only) if rule.measure == "diversity" else None
@@ -61,7 +61,7 @@ class DiversityCollector:
         self._totals: dict[str, DiversityTotals] = {}
 
     def collect(self, activations: Activations) -> None:
-        """Adds one Linear's activations in one sample."""
+        """Add one Linear's activations in one sample."""
         tracker = self._trackers.setdefault(
             activations.target.name, DiversityTracker(self._positive_only)
         )
@@ -69,7 +69,7 @@ class DiversityCollector:
             tracker.update(activations.outputs, activations.types)
 
     def join(self) -> None:
-        """Adds what other processes collected; once, when the pass is over."""
+        """Add what other processes collected; once, when the pass is over."""
         for totals in gather({name: tracker.totals for name, tracker in self._trackers.items()}):
             for name, more in totals.items():
                 self._totals[name] = self._totals.get(name, DiversityTotals()).plus(more)
@@ -98,7 +98,9 @@ class DiversityCollector:
         return self._read(name).similarities
 
     def importance_of(self, names: Sequence[str]) -> dict[str, float]:
-        """Importance of all Linears; experts without a routed token get the mean of the others."""
+        """Return importance of all Linears; experts without a routed token get the mean of the
+        others.
+        """
         found = {name: self._read(name) for name in names}
         measured = {name: each.mean_importance for name, each in found.items() if each.pairs}
         mean = sum(measured.values()) / max(len(measured), 1)
@@ -123,14 +125,14 @@ class MetricCollector:
         self._importance: dict[str, float] = {}
 
     def collect(self, activations: Activations) -> None:
-        """Adds one Linear's activations in one sample."""
+        """Add one Linear's activations in one sample."""
         width = activations.inputs.shape[-1]
         scalars = self._scalars.setdefault(activations.target.name, RowScalars(width))
         if activations.routed:
             scalars.update(activations.inputs)
 
     def join(self) -> None:
-        """Adds what other processes collected; once, when the pass is over."""
+        """Add what other processes collected; once, when the pass is over."""
         seen = any_of(self._scalars)
         targets = [target for target in self._targets if target.name in seen]
         self._scalars = sum_statistics(targets, self._scalars, RowScalars)
@@ -144,7 +146,7 @@ class MetricCollector:
         return name in self._importance or self._scalars[name].is_finite()
 
     def importance(self, name: str) -> float | None:
-        """Importance of the Linear's decoder layer; None outside of the decoder layers."""
+        """Return importance of the Linear's decoder layer; None outside of the decoder layers."""
         return self._importance.get(name)
 
     def similarities(self, name: str) -> dict[Pair, float]:
@@ -153,7 +155,9 @@ class MetricCollector:
 
     @torch.no_grad()
     def importance_of(self, names: Sequence[str]) -> dict[str, float]:
-        """Importance of the Linears that are in a decoder layer; the sums behind it are freed."""
+        """Return importance of the Linears that are in a decoder layer; the sums behind it are
+        freed.
+        """
         layers: dict[str, list[Target]] = {}
         for target in self._targets:
             if target.layer is not None and target.name not in self._importance:

@@ -67,7 +67,7 @@ class Observer:
         self._waiting: dict[str, list[Activations]] = defaultdict(list)
 
     def register(self, model: nn.Module, register_hook: RegisterHook) -> None:
-        """Puts the hooks in place, through ``register_hook(module, hook, kind, **options)``."""
+        """Put the hooks in place, through ``register_hook(module, hook, kind, **options)``."""
         get_embeddings = getattr(model, "get_input_embeddings", None)
         embeddings = get_embeddings() if callable(get_embeddings) else None
         if embeddings is not None:
@@ -97,7 +97,7 @@ class Observer:
             register_hook(layer, partial(self._on_layer_end, name), "forward")
 
     def _match_batch(self, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Finds out which of the batches read before this one is.
+        """Find out which of the batches read before this one is.
 
         Raises:
             RuntimeError: it is none of them.
@@ -201,7 +201,7 @@ class Observer:
     def _on_experts(
         self, experts: str, module: LinearExperts2D, args: tuple, kwargs: dict[str, Any]
     ) -> None:
-        """Notes which tokens each expert gets, in the order in which it sees them."""
+        """Note which tokens each expert gets, in the order in which it sees them."""
         top_k_index = args[1] if len(args) > 1 else kwargs.get("top_k_index")
         if top_k_index is not None:
             slots = top_k_index.detach().reshape(-1, top_k_index.shape[-1]).T
@@ -243,7 +243,7 @@ class Observer:
     def _routed_tokens(
         self, target: Target, batch: TokenBatch, inputs: torch.Tensor, outputs: torch.Tensor
     ) -> Iterator[Activations]:
-        """The tokens routed to an expert, or all of them if none is and it sees all."""
+        """Yield the tokens routed to an expert, or all of them if none is and it sees all."""
         assert target.experts is not None and target.expert is not None
         positions = self._routing[target.experts](target.expert)
         count, tokens = inputs.shape[0], batch.types.numel()
@@ -286,7 +286,9 @@ class Observer:
     def _outside_decoder(
         target: Target, batch: TokenBatch, inputs: torch.Tensor, outputs: torch.Tensor
     ) -> Iterator[Activations]:
-        """Encoders and projectors have tokens of one kind, unknown to input_ids: one modality."""
+        """Yield encoders and projectors have tokens of one kind, unknown to input_ids: one
+        modality.
+        """
         size = batch.types.shape[0]
         if inputs.dim() < 3 or inputs.shape[0] != size:
             # Pictures of all samples in one sequence (Qwen-VL): they cannot be told apart.

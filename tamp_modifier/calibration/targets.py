@@ -38,7 +38,7 @@ class Target:
 
 
 def find_decoder_layers(model: nn.Module, classes: Sequence[str] = ()) -> dict[str, nn.Module]:
-    """Finds the decoder layers of the text decoder.
+    """Find the decoder layers of the text decoder.
 
     Args:
         model: any model; multimodal ones of transformers tell their text decoder by
@@ -85,7 +85,7 @@ def find_targets(
     targets: Sequence[str],
     ignore: Sequence[str],
 ) -> tuple[list[Target], list[str]]:
-    """Matches the Linears to prune.
+    """Match the Linears to prune.
 
     A class name such as ``Linear`` matches inside the text decoder only, so that vision and audio
     towers, projectors and embeddings stay as they are. A module name or ``re:`` pattern matches

@@ -64,7 +64,7 @@ def require_complete_folder(folder: str | os.PathLike[str], header: Header) -> N
 
 
 def lacking(folder: str | os.PathLike[str], cls: type, missing: Iterable[str]) -> str:
-    """The message about parameters that a checkpoint lacks."""
+    """Return the message about parameters that a checkpoint lacks."""
     names = sorted(missing)
     return (
         f"{folder} lacks {len(names)} parameters of {cls.__name__}, which transformers would fill "
@@ -109,7 +109,7 @@ def missing_parameters(cls: Any, config: Any, header: Header) -> list[str]:
 
 
 def _without_packing(config: Any) -> Any:
-    """A copy of a config as it is for the dense form of a packed checkpoint."""
+    """Return a copy of a config as it is for the dense form of a packed checkpoint."""
     fields = config.to_dict()
     quantization = fields.get("quantization_config") or {}
     if quantization.get("quant_method") == QUANT_METHOD:
@@ -153,7 +153,7 @@ def _dtype_of(name: str) -> torch.dtype:
 
 @contextmanager
 def _silence(logging: Any) -> Iterator[None]:
-    """Keeps transformers' report and bar of a load that is only asked about off the screen."""
+    """Keep transformers' report and bar of a load that is only asked about off the screen."""
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()

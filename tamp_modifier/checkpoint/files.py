@@ -21,7 +21,7 @@ _PART = re.compile(r"(?P<name>.*?)(?P<number>\d+)-of-(?P<total>\d+)\.safetensors
 
 
 def open_shard(file: Path) -> Any:
-    """The opened safetensors file.
+    """Return the opened safetensors file.
 
     Raises:
         ValueError: it cannot be read; names it.
@@ -33,7 +33,7 @@ def open_shard(file: Path) -> Any:
 
 
 def shards(folder: str | os.PathLike[str]) -> list[Path]:
-    """The safetensors files of a checkpoint folder, those of the index if there is one.
+    """Return the safetensors files of a checkpoint folder, those of the index if there is one.
 
     Raises:
         FileNotFoundError: the folder or one of its shards is missing.
@@ -132,7 +132,7 @@ def stored_names(files: Iterable[Path]) -> set[str]:
 
 
 def dense_name(name: str) -> str:
-    """The name of a weight, of the name of one of its stored tensors."""
+    """Return the name of a weight, of the name of one of its stored tensors."""
     for suffix in PACKED_SUFFIXES:
         if name.endswith(suffix):
             return name.removesuffix(suffix)

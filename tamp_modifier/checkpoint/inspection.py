@@ -81,7 +81,7 @@ class CheckpointInfo:
 
 
 def find_pattern(weight: Tensor) -> str:
-    """The N:M pattern of a weight ``[out, in]``: "N:M", "unstructured", or "" without zeros.
+    """Return the N:M pattern of a weight ``[out, in]``: "N:M", "unstructured", or "" without zeros.
 
     N of every M consecutive weights of a row are zero, as in llm-compressor's mask_structure. A
     pattern counts only if it accounts for 95 % of the zeros: unstructured weights have a zero or

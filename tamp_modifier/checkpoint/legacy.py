@@ -51,7 +51,7 @@ def _legacy_dense(name: str, kept: Tensor, compressed: Tensor) -> Tensor:
 
 
 def read_bitmask(tensors: Mapping[str, Tensor], name: str) -> Tensor:
-    """The dense weight of a compressed-tensors ``sparse-bitmask`` tensor.
+    """Return the dense weight of a compressed-tensors ``sparse-bitmask`` tensor.
 
     Args:
         tensors: holds ``{name}.shape``, ``.compressed`` [kept], ``.bitmask`` uint8
@@ -75,7 +75,7 @@ def read_bitmask(tensors: Mapping[str, Tensor], name: str) -> Tensor:
 
 
 def read_24_bitmask(tensors: Mapping[str, Tensor], name: str) -> Tensor:
-    """The dense weight of a compressed-tensors ``sparse-24-bitmask`` tensor (2 of 4 kept).
+    """Return the dense weight of a compressed-tensors ``sparse-24-bitmask`` tensor (2 of 4 kept).
 
     Args:
         tensors: holds ``{name}.shape``, ``.compressed`` [out, in / 2] and ``.bitmask``.

@@ -31,7 +31,7 @@ INDEX = "model.safetensors.index.json"
 def config_marker(
     layout: str, linears: Mapping[str, int] | None = None, tensors: int | None = None
 ) -> dict[str, Any]:
-    """What stands in config.json under `CONFIG_KEY`.
+    """Return what stands in config.json under `CONFIG_KEY`.
 
     Args:
         layout: "dense" (safetensors with zeros) or "packed".
@@ -75,7 +75,7 @@ def _check_marker(marker: Mapping[str, Any]) -> None:
 
 
 def read_marker(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The marker in the contents of a config.json, checked; None if there is none of ours.
+    """Return the marker in the contents of a config.json, checked; None if there is none of ours.
 
     Raises:
         ValueError: the marker is ours, but a field is wrong.
@@ -90,7 +90,7 @@ def read_marker(config: Mapping[str, Any]) -> dict[str, Any] | None:
 def mark_packed(
     config: Mapping[str, Any], linears: Mapping[str, int], tensors: int | None = None
 ) -> dict[str, Any]:
-    """The contents of config.json of a packed checkpoint; arguments as in `config_marker`."""
+    """Return contents of config.json of a packed checkpoint; arguments as in `config_marker`."""
     inner = _inner_quantization(config)
     quantization = {"quant_method": QUANT_METHOD} | ({} if inner is None else {INNER_KEY: inner})
     marker = config_marker("packed", linears, tensors)
@@ -98,7 +98,7 @@ def mark_packed(
 
 
 def mark_dense(config: Mapping[str, Any], linears: Mapping[str, int] | None) -> dict[str, Any]:
-    """The contents of config.json of an unpacked checkpoint."""
+    """Return the contents of config.json of an unpacked checkpoint."""
     inner = _inner_quantization(config)
     config = {**config, CONFIG_KEY: config_marker("dense", linears)}
     config.pop("quantization_config", None)

@@ -63,7 +63,7 @@ class PackStats:
 
 
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """The contents of config.json.
+    """Return the contents of config.json.
 
     Raises:
         ValueError: config.json is missing or no JSON object.
@@ -87,7 +87,7 @@ def is_packed(folder: str | os.PathLike[str]) -> bool:
 
 
 def _groups(names: Iterable[str]) -> dict[str, tuple[str, list[str]]]:
-    """Stored tensor names, grouped: dense name -> (kind, stored names)."""
+    """Return stored tensor names, grouped: dense name -> (kind, stored names)."""
     names = list(names)
     present = set(names)
     groups: dict[str, tuple[str, list[str]]] = {}

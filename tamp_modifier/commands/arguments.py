@@ -6,7 +6,7 @@ import argparse
 
 
 def positive(text: str) -> int:
-    """A whole number from 1 on.
+    """Return a whole number from 1 on.
 
     Raises:
         argparse.ArgumentTypeError: it is none.
@@ -18,7 +18,7 @@ def positive(text: str) -> int:
 
 
 def share(text: str) -> float:
-    """A number above 0 and up to 1.
+    """Return a number above 0 and up to 1.
 
     Raises:
         argparse.ArgumentTypeError: it is none.

@@ -71,7 +71,7 @@ def _table(linears: list[LinearInfo]) -> Table:
 
 
 def summary(info: CheckpointInfo) -> list[str]:
-    """The totals in words, and why Linears stay dense."""
+    """Return the totals in words, and why Linears stay dense."""
     kept = [linear for linear in info.linears if linear.served == "packed"]
     dense = sum(linear.dense_bytes for linear in info.linears)
     memory = dense - sum(linear.dense_bytes - linear.packed_bytes for linear in kept)

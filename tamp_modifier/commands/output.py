@@ -9,13 +9,15 @@ from typing import Any
 
 
 def mebibytes(size: int) -> str:
-    """A size in MiB with three digits or so."""
+    """Return a size in MiB with three digits or so."""
     return f"{size / 2**20:,.{1 if size >= 10 << 20 else 2}f}"
 
 
 @contextlib.contextmanager
 def shard_progress(title: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on standard error; yields what to call with (tensor name, shard, number of shards)."""
+    """Yield a bar on standard error; yields what to call with (tensor name, shard, number of
+    shards).
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -40,7 +42,7 @@ def shard_progress(title: str) -> Iterator[Callable[[str, int, int], None]]:
 
 @contextlib.contextmanager
 def phases() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar a phase on standard error; yields what to call with (phase, steps done, steps)."""
+    """Yield a bar a phase on standard error; yields what to call with (phase, steps done, steps)."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 

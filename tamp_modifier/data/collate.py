@@ -60,7 +60,7 @@ class Collator:
         self._dtype = dtype
 
     def __call__(self, samples: Sequence[Encoded | Mapping[str, Any]]) -> Batch:
-        """Joins samples.
+        """Join samples.
 
         Args:
             samples: encoded conversations, or mappings of tensors of batch size 1.
@@ -130,7 +130,7 @@ class Collator:
 
 
 def make_loader(samples: Sequence[Any], collator: Collator, batch_size: int = 1) -> DataLoader:
-    """A DataLoader in the given order, as calibration needs it: the same in every pass."""
+    """Return a DataLoader in the given order, as calibration needs it: the same in every pass."""
     data: Any = list(samples)
     return DataLoader(data, batch_size=batch_size, shuffle=False, collate_fn=collator)
 

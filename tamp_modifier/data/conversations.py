@@ -102,7 +102,7 @@ class Conversation:
 
 
 def read_conversations(path: str | Path, need_answer: bool = True) -> list[Conversation]:
-    """Reads all conversations of a file or folder, in a fixed order.
+    """Read all conversations of a file or folder, in a fixed order.
 
     Args:
         path: a ``.jsonl``, ``.json`` or ``.txt`` file, or a folder.
@@ -233,13 +233,13 @@ class _Beside:
         self.any = any(self.left.values())
 
     def take(self, kind: str) -> Part:
-        """The next file of a kind."""
+        """Return the next file of a kind."""
         if not self.left[kind]:
             raise DataError(f"{self.name}: an {kind} is mentioned, but no file is given for it")
         return _media(kind, self.left[kind].pop(0), self.name)
 
     def put_first(self, turns: list[Turn]) -> list[Turn]:
-        """Puts files that no placeholder asks for before the first question."""
+        """Put files that no placeholder asks for before the first question."""
         left = {kind: len(values) for kind, values in self.left.items() if values}
         if not left:
             return turns

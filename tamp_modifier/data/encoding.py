@@ -69,7 +69,7 @@ class Encoder:
         self._frames = frames
 
     def __call__(self, conversation: Conversation, find_answer: bool = False) -> Encoded:
-        """Encodes a conversation, its answers included.
+        """Encode a conversation, its answers included.
 
         Args:
             conversation: the conversation; its media are decoded here.
@@ -87,7 +87,7 @@ class Encoder:
     # -- media
 
     def _media(self, conversation: Conversation) -> dict[str, list[Any]]:
-        """Decoded media by kind, in order."""
+        """Return decoded media by kind, in order."""
         load: dict[str, Callable[[Path], Any]] = {
             "image": lambda path: load_picture(path, conversation.name),
             "video": lambda path: load_video(path, conversation.name, self._frames),
@@ -121,7 +121,7 @@ class Encoder:
     # -- text
 
     def _render(self, conversation: Conversation, prompt: bool = False) -> str:
-        """The chat template's text, without the last answer if only the prompt is wanted."""
+        """Return the chat template's text, without the last answer if only the prompt is wanted."""
         if conversation.plain:
             return conversation.turns[0].text
         turns = conversation.turns[:-1] if prompt else conversation.turns
@@ -209,7 +209,7 @@ class Encoder:
         media: Mapping[str, list[Any]],
         inputs: dict[str, torch.Tensor],
     ) -> dict[str, torch.Tensor]:
-        """Drops the last exchanges, and then text from the end, until the sample fits."""
+        """Drop the last exchanges, and then text from the end, until the sample fits."""
         limit = self._max_length
         while limit is not None and inputs["input_ids"].shape[1] > limit:
             kept = _without_last_exchange(conversation)
@@ -292,7 +292,7 @@ def longest_input(config: Any, tokenizer: Any) -> int | None:
 
 
 def _without_last_exchange(conversation: Conversation) -> Conversation | None:
-    """The conversation up to the answer before the last one; None if it has only one."""
+    """Return the conversation up to the answer before the last one; None if it has only one."""
     answers = [i for i, turn in enumerate(conversation.turns) if turn.role == "assistant"]
     if len(answers) < 2:
         return None

@@ -29,7 +29,7 @@ class Video:
 
 
 def load_picture(path: Path, name: str) -> Any:
-    """Decodes a picture as RGB (a ``PIL.Image.Image``).
+    """Decode a picture as RGB (a ``PIL.Image.Image``).
 
     Raises:
         DataError: the file is empty or no picture can be decoded from it.
@@ -45,7 +45,7 @@ def load_picture(path: Path, name: str) -> Any:
 
 
 def load_video(path: Path, name: str, frames: int) -> Video:
-    """Decodes some frames of a video, evenly spread, or of a folder that has them as pictures.
+    """Decode some frames of a video, evenly spread, or of a folder that has them as pictures.
 
     Args:
         path: a video file, or a folder of pictures, whose sorted names give their order.
@@ -89,7 +89,7 @@ def load_video(path: Path, name: str, frames: int) -> Video:
 
 
 def load_audio(path: Path, name: str, rate: int) -> np.ndarray:
-    """Decodes a sound file to one channel.
+    """Decode a sound file to one channel.
 
     Args:
         path: the file.
@@ -121,7 +121,7 @@ def load_audio(path: Path, name: str, rate: int) -> np.ndarray:
 
 
 def _spread(total: int, wanted: int) -> list[int]:
-    """Indices evenly spread over all frames, first and last included where more than one."""
+    """Return indices evenly spread over all frames, first and last included where more than one."""
     if total <= wanted:
         return list(range(total))
     return [int(index) for index in np.linspace(0, total - 1, wanted).round()]

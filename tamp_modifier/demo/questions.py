@@ -217,7 +217,7 @@ def picture_question(
 
 
 def balance_keys(task: str) -> tuple[str, ...]:
-    """What the answers of a picture task are balanced over."""
+    """Return what the answers of a picture task are balanced over."""
     return _PICTURE[task][1]
 
 

@@ -73,14 +73,14 @@ class Run:
 
 
 def setting_label(sparsity: float, mask_structure: str) -> str:
-    """A setting as people write it: "50 %" or "2:4"."""
+    """Return a setting as people write it: "50 %" or "2:4"."""
     return mask_structure if mask_structure != "0:0" else f"{100 * sparsity:.0f} %"
 
 
 def run_demo(
     output: Path, samples: int = 32, items: int = 50, folder: Path | None = None
 ) -> list[Run]:
-    """Runs the whole comparison, prints the table and writes JSON, figures and reports.
+    """Run the whole comparison, prints the table and writes JSON, figures and reports.
 
     Args:
         output: Folder for ``demo.json``, ``retention.png``, ``das_sparsity.png``, the reports and
@@ -229,7 +229,7 @@ def save(model: Any, processor: Any, folder: Path) -> Path:
 
 
 def decoder_linears(model: Any) -> dict[str, Any]:
-    """The Linears of the text decoder's layers by name: what both methods prune."""
+    """Return the Linears of the text decoder's layers by name: what both methods prune."""
     from torch import nn
 
     layers = model.get_decoder().layers
@@ -296,7 +296,7 @@ def table(runs: list[Run], items: int) -> Table:
 
 
 def draw(runs: list[Run], reports: dict[str, PruningReport], output: Path) -> list[Path]:
-    """Writes ``retention.png`` and ``das_sparsity.png``."""
+    """Write ``retention.png`` and ``das_sparsity.png``."""
     from tamp_modifier.report.figures import (
         COLOURS,
         add_sparsity_bar,

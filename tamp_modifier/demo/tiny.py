@@ -36,7 +36,7 @@ VISION_TURN = "<|vision_start|><|image_pad|><|vision_end|> "
 
 
 def tiny_model(name: str) -> tuple[Any, Any]:
-    """A model with random weights, in bfloat16, and its processor.
+    """Return a model with random weights, in bfloat16, and its processor.
 
     Args:
         name: one of `MODELS`.
@@ -51,7 +51,7 @@ def tiny_model(name: str) -> tuple[Any, Any]:
 
 
 def tiny_data(kinds: Sequence[str] = ("image",), count: int = 4) -> Path:
-    """Writes conversations about a picture, a sound, or both, and returns the file.
+    """Write conversations about a picture, a sound, or both, and returns the file.
 
     Args:
         kinds: "image" and "audio".
@@ -91,14 +91,14 @@ def tiny_data(kinds: Sequence[str] = ("image",), count: int = 4) -> Path:
 
 
 def _transformers() -> Any:
-    """The module, imported late, and without the types of what its configs take as keywords."""
+    """Return module, imported late, and without the types of what its configs take as keywords."""
     import transformers
 
     return transformers
 
 
 def _tokenizer(**named: str) -> Any:
-    """The word-level tokenizer with further tokens, known to it as ``image_token`` and so on."""
+    """Return word-level tokenizer with further tokens, known to it as ``image_token`` and so on."""
     tokenizer = build_tokenizer()
     tokenizer.add_special_tokens({"extra_special_tokens": sorted(set(named.values()))})
     for name, token in named.items():
@@ -131,7 +131,7 @@ def _grid_images() -> Any:
 
 
 def _no_videos() -> Any:
-    """A video processor without videos; the real ones want torchvision."""
+    """Return a video processor without videos; the real ones want torchvision."""
     from transformers import BaseVideoProcessor
 
     class NoVideos(BaseVideoProcessor, dict):  # a dict, so that JSON can hold it

@@ -84,7 +84,7 @@ def check_others(
 
 
 def refuse_bool(value: Any, field: str) -> Any:
-    """Passes on what is no truth value, which Python would take for 0 or 1.
+    """Pass on what is no truth value, which Python would take for 0 or 1.
 
     Raises:
         ValueError: True or False, also inside of a dict.

@@ -59,7 +59,7 @@ class FreeColumns:
 
 
 def find_free_columns(model: nn.Module, targets: Sequence[Target]) -> list[FreeColumns]:
-    """The target Linears whose input columns may change places, by the names of their parts."""
+    """Return target Linears whose input columns may change places, by the names of their parts."""
     found = []
     for target in targets:
         parent = model.get_submodule(target.name.rpartition(".")[0])
@@ -103,7 +103,7 @@ class ColumnOrder:
         return [free.reader for free in self._free]
 
     def collect(self, activations: Activations) -> None:
-        """Adds the inputs of one Linear in one sample."""
+        """Add the inputs of one Linear in one sample."""
         if activations.routed:
             self._scalars[activations.target.name].update(activations.inputs)
 
@@ -142,7 +142,7 @@ class ColumnOrder:
         self._moved.clear()
 
     def _best(self, free: FreeColumns, scalars: Tensor) -> Tensor:
-        """The order within every block: int64 [heads, width]."""
+        """Return the order within every block: int64 [heads, width]."""
         with align_module_device(free.reader.module):
             weight = free.reader.module.weight.detach().float()
         metric = (weight.abs() * scalars.to(weight).sqrt()).unflatten(1, (free.heads, -1))
@@ -188,7 +188,7 @@ def _of_attention(
 
 
 def _move(free: FreeColumns, order: Tensor) -> None:
-    """Puts the columns of the reader and the rows of the givers into another order.
+    """Put the columns of the reader and the rows of the givers into another order.
 
     Args:
         free: what moves.

@@ -29,7 +29,7 @@ RULES = {"score_options": "score", "selection_options": "selection"} | dict.from
 
 
 def with_preset(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields with what the preset named in them adds; fields that are given win.
+    """Return the fields with what the preset named in them adds; fields that are given win.
 
     Options of a rule come with the rule: where the user gives another rule, the preset's options
     for its own one are left out. Where score or selection are the preset's, options that are given

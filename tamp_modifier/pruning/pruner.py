@@ -98,7 +98,7 @@ class Pruner:
 
     @torch.no_grad()
     def put(self, target: Target, weight: torch.Tensor) -> None:
-        """Puts in the pruned weight of an earlier run, which has checked it."""
+        """Put in the pruned weight of an earlier run, which has checked it."""
         if self._keep_removed:
             with align_module_device(target.module):
                 dense = target.module.weight.detach().cpu().clone()

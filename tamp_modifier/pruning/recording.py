@@ -28,7 +28,7 @@ def build_report(
     selected: SelectionCollector,
     timings: Mapping[str, float],
 ) -> PruningReport:
-    """The report of a finished run.
+    """Return the report of a finished run.
 
     Args:
         settings: the modifier's fields as JSON values.

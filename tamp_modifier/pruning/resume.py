@@ -64,7 +64,7 @@ class Resume:
         return set(self._finished)
 
     def open(self, fingerprint: Mapping[str, Any]) -> None:
-        """Finds what an earlier run of the same kind has finished.
+        """Find what an earlier run of the same kind has finished.
 
         Raises:
             ResumeError: the folder belongs to another run; tells in what they differ.
@@ -94,7 +94,7 @@ class Resume:
     # -- the dense pass
 
     def save_measurement(self, measured: Measurement, names: Sequence[str]) -> None:
-        """Keeps what the dense pass measured."""
+        """Keep what the dense pass measured."""
         importance = measured.importance_of(names)
         data = {
             "importance": importance,
@@ -111,7 +111,7 @@ class Resume:
         write_json(self._folder / "dense_pass.json", data)
 
     def load_measurement(self) -> SavedMeasurement | None:
-        """What an earlier dense pass measured; None if none was completed."""
+        """Return what an earlier dense pass measured; None if none was completed."""
         path = self._folder / "dense_pass.json"
         return SavedMeasurement(json.loads(path.read_text())) if path.exists() else None
 
@@ -143,7 +143,7 @@ class Resume:
     def save_layer(
         self, targets: Sequence[Target], selected: SelectionCollector, keeps_weights: bool
     ) -> None:
-        """Keeps Linears that are now pruned.
+        """Keep Linears that are now pruned.
 
         Args:
             targets: the Linears.
@@ -183,7 +183,7 @@ class SavedMeasurement:
         return True
 
     def importance(self, name: str) -> float | None:
-        """What was measured of the Linear."""
+        """Return what was measured of the Linear."""
         return self._data["linears"][name]["importance"]
 
     def similarities(self, name: str) -> dict[Pair, float]:
@@ -191,7 +191,7 @@ class SavedMeasurement:
         return {(a, b): value for a, b, value in self._data["linears"][name]["similarities"]}
 
     def importance_of(self, names: Sequence[str]) -> dict[str, float]:
-        """Importance of the Linears, for the allocation rule."""
+        """Return importance of the Linears, for the allocation rule."""
         return {name: self._data["importance"][name] for name in names}
 
 
@@ -201,7 +201,7 @@ def fingerprint(
     settings: Mapping[str, Any],
     versions: Mapping[str, str],
 ) -> dict[str, Any]:
-    """What decides a run's result.
+    """Return what decides a run's result.
 
     Args:
         model: the dense model; up to ``VALUES`` values of every parameter are looked at.
@@ -248,7 +248,7 @@ def _add(digest: Any, flat: torch.Tensor) -> None:
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two runs, in words."""
+    """Return what differs between two runs, in words."""
     found = [
         f"its {what} had other values"
         for key, what in (("model", "model"), ("data", "calibration data"))
@@ -270,7 +270,7 @@ def _pack(weight: torch.Tensor) -> torch.Tensor:
 
 
 def _unpack(target: Target, bits: torch.Tensor) -> torch.Tensor:
-    """The dense weight with zeros where the bits have them."""
+    """Return the dense weight with zeros where the bits have them."""
     with align_module_device(target.module):
         weight = target.module.weight.detach().clone()
     kept = np.unpackbits(bits.numpy(), count=weight.numel()).astype(bool)

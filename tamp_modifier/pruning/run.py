@@ -125,7 +125,7 @@ class PruningRun:
         return len(self._pruner.reached) == len(self._targets)
 
     def start(self, dataloader: Any, register_hook: RegisterHook) -> None:
-        """Reads the batches, runs the dense pass if there is one, and hooks the pruning pass.
+        """Read the batches, runs the dense pass if there is one, and hooks the pruning pass.
 
         Raises:
             ValueError: batches that cannot be used.
@@ -189,7 +189,7 @@ class PruningRun:
         self._timings["pruning_pass"] = time.perf_counter() - self._started
 
     def abandon(self) -> None:
-        """Takes back what can be taken back of a run that ended early."""
+        """Take back what can be taken back of a run that ended early."""
         if self.finished:
             return
         if not is_distributed():  # the other processes may be elsewhere
@@ -203,7 +203,7 @@ class PruningRun:
             self._columns.undo()
 
     def report(self) -> PruningReport:
-        """The report of the finished run."""
+        """Return the report of the finished run."""
         return build_report(
             self._fields.model_dump(exclude=set(Modifier.model_fields)),
             self._targets,
@@ -217,7 +217,7 @@ class PruningRun:
         )
 
     def _open(self, resume: Resume, loader: RepeatableLoader) -> None:
-        """Finds what an earlier run of the same kind has finished, the dense pass first of all.
+        """Find what an earlier run of the same kind has finished, the dense pass first of all.
 
         Raises:
             ValueError: what it finds is of another run, or there are several processes.
@@ -238,13 +238,13 @@ class PruningRun:
             logger.info(f"TAMP goes on after {len(resume.finished)} Linears of an earlier run")
 
     def _permute(self, loader: RepeatableLoader, columns: ColumnOrder) -> None:
-        """Gives columns another order, after a pass that looks at their activations."""
+        """Give columns another order, after a pass that looks at their activations."""
         logger.info(f"TAMP permutation: columns of {len(columns.targets)} Linears")
         self._run_dense_pass(loader, columns.collect, columns.targets)
         columns.apply(next(iter(loader)))
 
     def _measure(self, loader: RepeatableLoader, measurement: Measurement) -> None:
-        """Runs the dense pass."""
+        """Run the dense pass."""
         assert self._rule is not None
         samples = sum(batch.types.shape[0] for batch in self._batches)
         logger.info(
@@ -290,7 +290,7 @@ class PruningRun:
         self._sparsities, self._patterns = self._structure.choose(sparsities, shapes, fields.cap)
 
     def _importance(self, rule: Allocation) -> dict[str, float]:
-        """What the rule measures, by Linear."""
+        """Return what the rule measures, by Linear."""
         if self._measurement is not None:
             return self._measurement.importance_of(list(self._numel))
         if rule.measure != "depth":

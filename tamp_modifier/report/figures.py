@@ -34,7 +34,7 @@ DPI = 150
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure in inches, laid out so that labels never overlap."""
+    """Return an empty figure in inches, laid out so that labels never overlap."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -45,14 +45,14 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
-    """Writes a PNG, making the folder if need be."""
+    """Write a PNG, making the folder if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Software": "tamp-modifier"})
     return path
 
 
 def draw_report(report: PruningReport, folder: Path) -> list[Path]:
-    """Writes ``sparsity.png``, and those of diversity, selection and attention that are known."""
+    """Write ``sparsity.png``, and those of diversity, selection and attention that are known."""
     if not report.linears:
         raise ReportError("the report has no pruned Linear, there is nothing to draw")
     paths = [save_figure(sparsity_figure(report), folder / "sparsity.png")]
@@ -66,7 +66,7 @@ def draw_report(report: PruningReport, folder: Path) -> list[Path]:
 
 
 def by_type_and_layer(report: PruningReport) -> dict[str, dict[str, list[LinearReport]]]:
-    """The Linears as ``{type: {layer: [Linear, ...]}}``, types and layers in order of depth."""
+    """Return Linears as ``{type: {layer: [Linear, ...]}}``, types and layers in order of depth."""
     grid: dict[str, dict[str, list[LinearReport]]] = {}
     for name, linear in report.linears.items():
         grid.setdefault(linear_type(name), {}).setdefault(linear.layer, []).append(linear)
@@ -118,7 +118,7 @@ def draw_sparsity_grid(
 
 
 def add_sparsity_bar(figure: Figure, image: AxesImage, axes: Axes | Sequence[Axes]) -> None:
-    """Adds the colour scale of :func:`draw_sparsity_grid` beside one or several axes."""
+    """Add the colour scale of :func:`draw_sparsity_grid` beside one or several axes."""
     bar = figure.colorbar(image, ax=axes, pad=0.02)
     bar.set_label("sparsity")
     bar.ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")

@@ -111,13 +111,13 @@ class PruningReport:
         return len({linear.pattern for linear in self.linears.values()}) > 1
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON values; token types become runs of ``[modality, count]``."""
+        """Return the report as JSON values; token types become runs of ``[modality, count]``."""
         data = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
         data["token_types"] = [_encode_runs(sample) for sample in self.token_types]
         return data
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Writes the report as strict JSON. The file appears whole or not at all.
+        """Write the report as strict JSON. The file appears whole or not at all.
 
         Raises:
             ReportError: A value that JSON cannot hold (NaN, infinity, an object), with its place.
@@ -128,7 +128,7 @@ class PruningReport:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PruningReport:
-        """Reads a report that :meth:`save` wrote.
+        """Read a report that :meth:`save` wrote.
 
         Raises:
             FileNotFoundError: There is no such file.
@@ -139,7 +139,7 @@ class PruningReport:
 
 
 def linear_type(name: str) -> str:
-    """The Linear's place inside a decoder layer, the same at every depth.
+    """Return the Linear's place inside a decoder layer, the same at every depth.
 
     ``model.layers.3.self_attn.q_proj`` is ``q_proj``; experts of a mixture share one type,
     ``model.layers.3.mlp.experts.17.up_proj`` is ``experts.up_proj``.
@@ -153,7 +153,9 @@ def linear_type(name: str) -> str:
 
 
 def layer_index(layer: str) -> int | None:
-    """The last number in a decoder layer's name, its depth; ``None`` if the name has no number."""
+    """Return the last number in a decoder layer's name, its depth; ``None`` if the name has no
+    number.
+    """
     numbers = re.findall(r"(?:^|\.)(\d+)(?=\.|$)", layer)
     return int(numbers[-1]) if numbers else None
 

@@ -68,7 +68,7 @@ def write_page(
     samples: Sequence[Mapping[str, Any]] = (),
     pictures: int = PICTURES,
 ) -> Path:
-    """Writes the page; it appears whole or not at all.
+    """Write the page; it appears whole or not at all.
 
     Args:
         report: what to show.
@@ -89,7 +89,7 @@ def write_page(
 def page(
     report: PruningReport, samples: Sequence[Mapping[str, Any]] = (), pictures: int = PICTURES
 ) -> str:
-    """The text of the page; see `write_page`."""
+    """Return the text of the page; see `write_page`."""
     title = f"Pruned to {100 * report.reached_sparsity:.1f} %"
     parts = [
         f"<h1>{title}</h1>",
@@ -235,7 +235,7 @@ def _selected(report: PruningReport, sample: int) -> tuple[Counter[int], int]:
 
 
 def _thumbnail(path: Path) -> tuple[str, int, int] | None:
-    """A picture as base64 of a JPEG with its width and height; None if it cannot be read."""
+    """Return a picture as base64 of a JPEG with its width and height; None if it cannot be read."""
     from PIL import Image
 
     try:

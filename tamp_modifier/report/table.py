@@ -20,7 +20,7 @@ MAX_LAYER_ROWS = 16
 
 
 def report_table(report: PruningReport) -> Table:
-    """Requested and reached sparsity: by depth (at most 16 rows), by Linear type, total."""
+    """Return requested and reached sparsity: by depth (at most 16 rows), by Linear type, total."""
     from rich.table import Table
 
     title = f"Sparsity, mask structure {report.mask_structure}, {report.samples} samples"
@@ -82,7 +82,9 @@ def _group(
 
 
 def _merge_layers(layers: dict[str, list[LinearReport]]) -> list[tuple[str, list[LinearReport]]]:
-    """Decoder layers in order, neighbours merged so that at most ``MAX_LAYER_ROWS`` rows remain."""
+    """Return decoder layers in order, neighbours merged so that at most ``MAX_LAYER_ROWS`` rows
+    remain.
+    """
     names = list(layers)
     step = -(-len(names) // MAX_LAYER_ROWS) or 1
     rows = []

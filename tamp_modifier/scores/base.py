@@ -33,7 +33,7 @@ class Score(ABC):
     def prune(
         self, weight: Tensor, statistics: Statistics, sparsity: float, mask_structure: str
     ) -> Tensor:
-        """The pruned weight; `weight` [out, in] may be overwritten, `statistics` are used up.
+        """Return pruned weight; `weight` [out, in] may be overwritten, `statistics` are used up.
 
         Raises:
             ValueError: no token was selected; weights or statistics that are not finite.

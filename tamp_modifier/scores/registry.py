@@ -13,7 +13,7 @@ SCORES: dict[str, Score] = {score.name: score for score in (Wanda(), SparseGPT()
 
 
 def get_score(name: str, **options: Any) -> Score:
-    """The score called `name`, with its own options.
+    """Return the score called `name`, with its own options.
 
     Raises:
         ValueError: an unknown name, an option that the score does not have or that is out of range.

@@ -181,7 +181,9 @@ def _near_one(weight: Tensor) -> Tensor:
 
 
 def _largest_sparsity(rows: int, columns: int, block: int, wanted: int) -> float | None:
-    """The largest sparsity at which the solver prunes at most `wanted` weights; None if none is."""
+    """Return the largest sparsity at which the solver prunes at most `wanted` weights; None if none
+    is.
+    """
     sizes = [rows * (min(start + block, columns) - start) for start in range(0, columns, block)]
 
     def pruned(sparsity: float) -> int:

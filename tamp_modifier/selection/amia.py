@@ -144,7 +144,7 @@ def _pick_order(
 def _stop_by_mmd(
     order: Iterator[int], kernel: Tensor, row_means: list[float], limit: float
 ) -> list[int]:
-    """The first tokens of `order`, until their MMD^2 to all tokens is below `limit`."""
+    """Return the first tokens of `order`, until their MMD^2 to all tokens is below `limit`."""
     mean_all = sum(row_means) / len(row_means)  # K_XX
     sum_within = sum_across = 0.0  # of K_YY, and of K_XY in rows of means
     picked: list[int] = []

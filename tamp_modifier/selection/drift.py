@@ -41,7 +41,7 @@ class DriftSelection:
         self.alpha = alpha
 
     def kept(self, mean_drift: float, text: int, visual: int) -> int:
-        """Number of visual tokens that one sample gives.
+        """Return number of visual tokens that one sample gives.
 
         Args:
             mean_drift: over the visual tokens of all samples.

@@ -22,7 +22,7 @@ SELECTIONS: dict[str, type[Selection] | type[DriftSelection]] = {
 
 
 def get_selection(name: str, **options: Any) -> AnySelection:
-    """The selection rule called `name`, with its own options.
+    """Return the selection rule called `name`, with its own options.
 
     Raises:
         ValueError: an unknown name, an option that the rule does not have or that is out of range.

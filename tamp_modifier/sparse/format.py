@@ -36,7 +36,7 @@ COMPUTE_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def padding_length(dtype: torch.dtype) -> int:
-    """Number of zeros that follow the last kept value."""
+    """Return number of zeros that follow the last kept value."""
     return PADDING_BYTES // dtype.itemsize
 
 
@@ -87,7 +87,7 @@ class PackedWeight:
         return self.mask.nbytes + self.values.nbytes + self.offsets.nbytes
 
     def to(self, device: torch.device | str) -> PackedWeight:
-        """The same weight on another device."""
+        """Return the same weight on another device."""
         return dataclasses.replace(
             self,
             mask=self.mask.to(device),

@@ -52,7 +52,7 @@ class _Region:
             pass
 
     def take(self, count: int, dtype: torch.dtype) -> Tensor | None:
-        """A tensor of `count` elements; None if there is no room for it."""
+        """Return a tensor of `count` elements; None if there is no room for it."""
         start = math.ceil(self.used / ALIGNMENT) * ALIGNMENT
         stop = start + count * dtype.itemsize
         if stop > self.end:

@@ -75,7 +75,7 @@ def _openmp_functions() -> list[int] | None:
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    """The loaded library; None if it was not built."""
+    """Return the loaded library; None if it was not built."""
     file = _library_file()
     if file is None:
         return None

@@ -63,7 +63,7 @@ def _check(
 def _expanded_linear(
     x: Tensor, mask: Tensor, values: Tensor, offsets: Tensor, out: Tensor, bias: Tensor | None
 ) -> None:
-    """The dense product ``x [m, in]`` -> `out` ``[m, out]``, over parts of the expanded weight."""
+    """Compute the dense product ``x [m, in]`` -> `out` ``[m, out]``, in parts."""
     features, rows = x.shape[1], out.shape[1]
     step = max(1, EXPANDED_BYTES // max(1, BLOCK_ROWS * features * x.itemsize))
     for block in range(0, mask.shape[0], step):

@@ -49,7 +49,7 @@ def pack(weight: Tensor) -> PackedWeight:
 
 
 def unpack(packed: PackedWeight) -> Tensor:
-    """The dense weight ``[out, in]`` of a packed one.
+    """Return the dense weight ``[out, in]`` of a packed one.
 
     Raises:
         ValueError: the tensors of `packed` do not fit each other.
@@ -63,7 +63,7 @@ def unpack(packed: PackedWeight) -> Tensor:
 def unpack_blocks(
     mask: Tensor, values: Tensor, offsets: Tensor, shape: tuple[int, int], blocks: tuple[int, int]
 ) -> Tensor:
-    """The dense rows of blocks begin .. end - 1; the caller has checked shapes and dtypes.
+    """Return the dense rows of blocks begin .. end - 1; the caller has checked shapes and dtypes.
 
     Raises:
         RuntimeError: mask and offsets disagree.

@@ -37,7 +37,7 @@ def _header_checksum(numbers: list[int]) -> int:
 
 
 def to_tensors(packed: PackedWeight, name: str) -> dict[str, Tensor]:
-    """The three tensors that store the weight `name`."""
+    """Return the three tensors that store the weight `name`."""
     numbers = [FORMAT_VERSION, *packed.shape, packed.kept, checksum(packed)]
     return {
         name + MASK_SUFFIX: packed.mask,
@@ -56,7 +56,7 @@ def take(tensors: Mapping[str, Tensor], name: str, suffixes: tuple[str, ...]) ->
 
 
 def from_tensors(tensors: Mapping[str, Tensor], name: str, verify: bool = True) -> PackedWeight:
-    """The packed weight `name` from its three tensors, checked.
+    """Return the packed weight `name` from its three tensors, checked.
 
     Args:
         tensors: holds at least the three tensors of `name`.

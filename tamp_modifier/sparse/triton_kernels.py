@@ -43,7 +43,7 @@ else:
 
 @triton.jit
 def _read_tiles(mask_ptr, values_ptr, block, first_tile, base, kept, tiles, TILES: tl.constexpr):
-    """Expanded weights [TILES * 4, 32] of some tiles of a block, and where the next ones begin."""
+    """Return the expanded weights [TILES * 4, 32] of some tiles, and where the next ones begin."""
     word = tl.arange(0, TILES * 4)
     column = tl.arange(0, 32)
     inside = first_tile * 4 + word < tiles * 4
@@ -153,7 +153,7 @@ def multiply(
 
 
 def expand(mask: Tensor, values: Tensor, offsets: Tensor, shape: tuple[int, int]) -> Tensor:
-    """The dense weight, bf16, fp16 or fp32, without a wait for the device."""
+    """Return the dense weight, bf16, fp16 or fp32, without a wait for the device."""
     dense = torch.empty(shape, dtype=values.dtype, device=values.device)
     kept = values.numel() - padding_length(values.dtype)
     _expand_kernel[(-(-shape[0] // BLOCK_ROWS),)](

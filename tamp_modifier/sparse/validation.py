@@ -85,7 +85,9 @@ def popcount(words: Tensor) -> Tensor:
 
 
 def _find_problem(mask: Tensor, offsets: Tensor, kept: int, shape: tuple[int, int]) -> str | None:
-    """What is wrong with mask and offsets, None if nothing; the torch twin of the native check."""
+    """Return what is wrong with mask and offsets, None if nothing; the torch twin of the native
+    check.
+    """
     if int(offsets[0]) != 0:
         return f"offsets begin with {int(offsets[0])} instead of 0"
     counts = popcount(mask).sum((1, 2), dtype=torch.int64)
@@ -109,7 +111,7 @@ def _find_problem(mask: Tensor, offsets: Tensor, kept: int, shape: tuple[int, in
 
 
 def offsets_from_mask(mask: Tensor) -> Tensor:
-    """The offsets int64 ``[blocks + 1]`` that belong to a mask."""
+    """Return the offsets int64 ``[blocks + 1]`` that belong to a mask."""
     counts = popcount(mask).sum((1, 2), dtype=torch.int64)
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 

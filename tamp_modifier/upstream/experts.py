@@ -92,7 +92,7 @@ def _why_not_quantized(model: nn.Module, modifier: QuantizationMixin) -> str:
 
 @contextmanager
 def experts_as_read(model: nn.Module) -> Iterator[None]:
-    """Gives a model the experts that its architecture reads, while the block runs.
+    """Give a model the experts that its architecture reads, while the block runs.
 
     Weights are moved, not copied: a fused tensor takes the place of the Linears' own, which become
     views of it and stay so. Experts that are offloaded are copied.
@@ -128,7 +128,7 @@ def experts_as_read(model: nn.Module) -> Iterator[None]:
 
 
 def _source_class(container: LinearExperts2D) -> type[nn.Module] | None:
-    """The class of the fused experts that a container was made of."""
+    """Return the class of the fused experts that a container was made of."""
     known = getattr(container, "_source_experts_cls", None)
     if known is not None:
         return known
@@ -148,7 +148,7 @@ def _reads_fused(container: LinearExperts2D) -> bool:
 
 
 def _empty_experts(container: LinearExperts2D, model: nn.Module) -> Any:
-    """A fused module for the experts of a container, its tensors not filled.
+    """Return a fused module for the experts of a container, its tensors not filled.
 
     Raises:
         ValueError: its class is not known.
@@ -174,7 +174,7 @@ def _empty_experts(container: LinearExperts2D, model: nn.Module) -> Any:
 
 
 def _views(fused: Any, index: int, expert: nn.Module) -> dict[str, Tensor]:
-    """The part of the fused tensors that each parameter of one expert has its place in."""
+    """Return the part of the fused tensors that each parameter of one expert has its place in."""
     found = {}
     for name, _ in expert.named_parameters():
         projection, kind = name.split(".")  # such as gate_proj, weight
@@ -212,7 +212,7 @@ def _fuse(container: LinearExperts2D, model: nn.Module) -> nn.Module:
 
 
 def _check_round_trip(name: str, container: LinearExperts2D, model: nn.Module) -> None:
-    """Checks that llm-compressor would read the fused form back as it is.
+    """Check that llm-compressor would read the fused form back as it is.
 
     Raises:
         ValueError: it would not.
@@ -240,7 +240,8 @@ def _check_round_trip(name: str, container: LinearExperts2D, model: nn.Module) -
 
 
 def _per_expert_renamings(model: nn.Module) -> list[Any] | None:
-    """transformers' conversions for a checkpoint in which every expert has tensors of its own.
+    """Return transformers' conversions for a checkpoint in which every expert has tensors of its
+    own.
 
     Returns:
         The conversions of the model, with those that fuse experts replaced by renamings of one

@@ -25,7 +25,7 @@ MaskOf = Callable[[nn.Module, torch.device], Tensor | None]
 
 
 def keep_masks(mask_of: MaskOf) -> None:
-    """Makes GPTQ keep the pruned weights of every Linear at zero; a second call does nothing."""
+    """Make GPTQ keep the pruned weights of every Linear at zero; a second call does nothing."""
     if getattr(base.quantize_weight, _DONE, False):
         return
     base.prepare_batch = _with_masks(base.prepare_batch, mask_of)

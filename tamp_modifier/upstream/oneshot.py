@@ -16,7 +16,7 @@ _DONE = "_tamp_guarded"
 
 
 def watch_runs(before: Callable[[nn.Module], None], after: Callable[[nn.Module], None]) -> None:
-    """Calls functions of the model around every run of a recipe; a second call does nothing.
+    """Call functions of the model around every run of a recipe; a second call does nothing.
 
     A run that fails, by Ctrl-C too, leaves no hooks behind, and modifiers that have an ``abandon``
     are told. `IntermediatesCache.pin_memory`, which AWQ calls, does nothing where there is no

@@ -35,7 +35,7 @@ _DONE = "_tamp_completes"
 
 
 def complete_when_saved(model: Any) -> None:
-    """Makes ``model.save_pretrained`` complete the config.json that it writes; idempotent."""
+    """Make ``model.save_pretrained`` complete the config.json that it writes; idempotent."""
     save = model.save_pretrained
     if getattr(save, _DONE, False):
         return
@@ -56,7 +56,7 @@ def complete_when_saved(model: Any) -> None:
 
 
 def _check_saved(folder: Path, model: Any) -> None:
-    """Checks that the checkpoint brings back every parameter of the model.
+    """Check that the checkpoint brings back every parameter of the model.
 
     Raises:
         ValueError: it does not; names the parameters.
@@ -68,7 +68,7 @@ def _check_saved(folder: Path, model: Any) -> None:
 
 
 def complete_config(path: Path, model: Any) -> None:
-    """Writes the marker of a model and all names of its unquantized Linears into its config.json.
+    """Write the marker of a model and all names of its unquantized Linears into its config.json.
 
     Args:
         path: the config.json, which is replaced as a whole.

@@ -80,7 +80,7 @@ def _keep_configs_and_outputs(tracer: Any) -> None:
 
 
 def _returning(config: PreTrainedConfig) -> Callable[[], PreTrainedConfig]:
-    """A function that a graph calls to get this very config."""
+    """Return a function that a graph calls to get this very config."""
 
     def model_config() -> PreTrainedConfig:
         return config
@@ -102,7 +102,7 @@ def _trace_with_every_input() -> None:
 
 
 def _with_inputs_of_all(loader: Any, sample: dict[str, Any]) -> dict[str, Any]:
-    """Adds to a batch the inputs that it lacks and other batches have."""
+    """Add to a batch the inputs that it lacks and other batches have."""
     complete = dict(sample)
     again = RepeatableLoader(loader)
     for batch in again:

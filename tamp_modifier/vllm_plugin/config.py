@@ -56,7 +56,7 @@ class TampSparseConfig(QuantizationConfig):
 
     @classmethod
     def get_name(cls) -> str:
-        """The method's name in vLLM."""
+        """Return the method's name in vLLM."""
         return QUANTIZATION
 
     @classmethod
@@ -124,7 +124,7 @@ class TampSparseConfig(QuantizationConfig):
             self.inner.apply_vllm_mapper(hf_to_vllm_mapper)
 
     def get_quant_method(self, layer: nn.Module, prefix: str) -> QuantizeMethodBase | None:
-        """The method of one layer; sparse for the pruned Linears, vLLM's own for all others."""
+        """Return method of one layer; sparse for the pruned Linears, vLLM's own for all others."""
         request_amx()  # `register` may have run before this process was forked
         if self.inner is not None:
             # By reference in vLLM, and filled in after this object was made.
@@ -169,11 +169,11 @@ class TampSparseConfig(QuantizationConfig):
     # -- what vLLM asks while it loads the weights ------------------------------------------------
 
     def get_cache_scale_mapper(self) -> WeightsMapper:
-        """Renamings of KV cache scales."""
+        """Return renamings of KV cache scales."""
         source = self.inner if self.inner is not None else QuantizationConfig
         return source.get_cache_scale_mapper()
 
     def get_checkpoint_weight_mapper(self) -> WeightsMapper:
-        """Renamings of the checkpoint's tensors; unpacks packed ones on the way."""
+        """Return renamings of the checkpoint's tensors; unpacks packed ones on the way."""
         source = self.inner if self.inner is not None else QuantizationConfig
         return UnpackingMapper() | source.get_checkpoint_weight_mapper()

@@ -87,7 +87,7 @@ def _fp8_product(layer: Any, rows: Tensor, weight: Tensor) -> tuple[Tensor, Tens
 def sparse_method(
     dense: LinearMethodBase, layer: Any, name: str, expected: int | None, summary: Summary
 ) -> LinearMethodBase:
-    """The method that keeps `layer` packed, or `dense` itself where it must stay as it is."""
+    """Return method that keeps `layer` packed, or `dense` itself where it must stay as it is."""
     scheme = getattr(layer, "scheme", None)
     if scheme is None:
         return SparseLinearMethod(dense, name, expected, summary)

@@ -129,7 +129,7 @@ class Estimate:
         return asdict(self)
 
     def table(self) -> Table:
-        """The numbers for the terminal."""
+        """Return the numbers for the terminal."""
         from rich.table import Table
 
         table = Table(title="Estimate, not measured", title_justify="left", show_header=False)
@@ -170,7 +170,7 @@ class Machine:
 
 
 def measure(model: nn.Module) -> Shapes:
-    """Reads the shapes off a model; its weights may be on the meta device.
+    """Read the shapes off a model; its weights may be on the meta device.
 
     Raises:
         ValueError: the decoder layers cannot be found.
@@ -216,7 +216,7 @@ def measure(model: nn.Module) -> Shapes:
 
 
 def measure_config(config: Any) -> Shapes:
-    """Reads the shapes off the config of a model, without its weights.
+    """Read the shapes off the config of a model, without its weights.
 
     Raises:
         ValueError: transformers has no model for this config, or no decoder layers are found.

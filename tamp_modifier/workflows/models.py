@@ -13,7 +13,7 @@ from tamp_modifier.checkpoint.completeness import lacking
 
 
 def load_config(model: str) -> Any:
-    """The config of a model; of an Omni model, that of the part that reads and writes text.
+    """Return the config of a model; of an Omni model, that of the part that reads and writes text.
 
     Talker and vocoder of an Omni model only speak. The model is then its thinker, which
     transformers loads from the same folder and saves alone.
@@ -42,7 +42,7 @@ def load_config(model: str) -> Any:
 
 
 def load_processor(model: str) -> Any:
-    """The processor of a model, or the tokenizer where it only reads.
+    """Return the processor of a model, or the tokenizer where it only reads.
 
     Raises:
         ValueError: there is none that can be loaded.
@@ -58,7 +58,7 @@ def load_processor(model: str) -> Any:
 
 
 def load_model(model: str, config: Any, dtype: str | torch.dtype = "auto") -> Any:
-    """The model in evaluation mode, on the CPU.
+    """Return the model in evaluation mode, on the CPU.
 
     Args:
         model: a folder, or a name on the hub.
@@ -80,7 +80,7 @@ def load_model(model: str, config: Any, dtype: str | torch.dtype = "auto") -> An
 
 
 def model_class(config: Any) -> Any:
-    """The class that a config names, or the one that transformers has for this kind of config.
+    """Return class that a config names, or the one that transformers has for this kind of config.
 
     Raises:
         ValueError: none is found.
@@ -97,7 +97,7 @@ def model_class(config: Any) -> Any:
 
 
 def empty_model(config: Any) -> nn.Module:
-    """The model without its weights, on the meta device."""
+    """Return the model without its weights, on the meta device."""
     with torch.device("meta"):
         return model_class(config)(config)
 

@@ -26,7 +26,7 @@ SIDE = 1024
 
 
 def plan(prepared: Prepared, recipe: list[Any], dtype: str = "auto") -> dict[str, Any]:
-    """Finds what would be pruned, and estimates memory and time on this machine.
+    """Find what would be pruned, and estimates memory and time on this machine.
 
     Args:
         prepared: the calibration samples.
@@ -107,7 +107,7 @@ def this_machine(dtype: torch.dtype) -> Machine:
 
 
 def tables(found: dict[str, Any]) -> list[Table]:
-    """The plan for the terminal: what would be pruned, and what it takes."""
+    """Return the plan for the terminal: what would be pruned, and what it takes."""
     from rich.table import Table
 
     pruned = Table(title="Would be pruned", title_justify="left")

@@ -76,14 +76,14 @@ class Prepared:
     ids: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def loader(self) -> Any:
-        """A DataLoader of them, in the same order every time."""
+        """Return a DataLoader of them, in the same order every time."""
         return make_loader(self.encoded, Collator(self.processor), self.sampling.batch_size)
 
 
 def prepare(
     model: str, sampling: Sampling, step: Callable[[int, int], None] = lambda done, total: None
 ) -> Prepared:
-    """Reads, chooses and encodes the calibration samples of a model, without its weights.
+    """Read, chooses and encodes the calibration samples of a model, without its weights.
 
     Args:
         model: folder or name of the model.
@@ -132,7 +132,7 @@ def prune(
     dtype: str = "auto",
     restart: bool = False,
 ) -> Pruned:
-    """Loads the model, runs the recipe and saves model, processor and report.
+    """Load the model, runs the recipe and saves model, processor and report.
 
     Finished decoder layers are kept in ``OUT.partial`` until the model is saved; a run that was
     killed goes on from there.

@@ -59,7 +59,7 @@ class FrozenZeros:
 
 
 def freeze(model: nn.Module) -> FrozenZeros:
-    """Keeps the zeros of a model through training, with any optimizer of torch.
+    """Keep the zeros of a model through training, with any optimizer of torch.
 
     Gradients of pruned weights are set to zero as they arrive, so they leave momentum, second
     moments and gradient norms alone; and after every step of an optimizer that holds such a weight

@@ -20,7 +20,7 @@ from tamp_modifier.zeros import remembered as preserve
 
 
 def guard_zeros() -> None:
-    """Makes every run of llm-compressor in this process keep remembered zeros; idempotent.
+    """Make every run of llm-compressor in this process keep remembered zeros; idempotent.
 
     Importing TAMPModifier calls it. Models of which nothing is remembered (`remembered.remember`)
     are treated as before.
@@ -68,7 +68,7 @@ def keep_zeros(model: nn.Module) -> list[str]:
 
 
 def refuse_lost_zeros(model: nn.Module) -> None:
-    """Checks that every remembered zero of a model is still zero, also after quantization.
+    """Check that every remembered zero of a model is still zero, also after quantization.
 
     Raises:
         RuntimeError: naming the Linears and how many weights came back.

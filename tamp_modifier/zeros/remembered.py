@@ -45,7 +45,7 @@ class PrunedBits:
         return flat.flatten()[: self.shape.numel()].view(self.shape).bool()
 
     def to(self, device: torch.device) -> PrunedBits:
-        """The same bits on another device."""
+        """Return the same bits on another device."""
         return PrunedBits(self.bits.to(device), self.shape)
 
 
@@ -65,12 +65,12 @@ def remember(module: nn.Module, weight: Tensor) -> None:
 
 
 def pruned_bits(module: nn.Module) -> PrunedBits | None:
-    """What is remembered of a Linear; None if nothing is."""
+    """Return what is remembered of a Linear; None if nothing is."""
     return module.__dict__.get(_ATTRIBUTE)
 
 
 def set_pruned_bits(module: nn.Module, bits: PrunedBits | None) -> None:
-    """Sets what is remembered of a Linear; None forgets it."""
+    """Set what is remembered of a Linear; None forgets it."""
     if bits is None:
         module.__dict__.pop(_ATTRIBUTE, None)
     else:
@@ -78,7 +78,7 @@ def set_pruned_bits(module: nn.Module, bits: PrunedBits | None) -> None:
 
 
 def remembered(model: nn.Module) -> dict[str, nn.Linear]:
-    """The Linears of a model of which zeros are remembered, by name."""
+    """Return the Linears of a model of which zeros are remembered, by name."""
     return {
         name: module
         for name, module in model.named_modules()
