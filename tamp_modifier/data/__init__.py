@@ -1,14 +1,25 @@
 """Calibration and evaluation data: conversations with media, encoded and joined into batches.
 
-``conversations`` reads files, ``media`` decodes, ``encoding`` calls the model's processor,
-``collate`` makes batches. All of it works with transformers alone, without llm-compressor.
+In the order in which data flow: ``files``, ``tables`` and ``archives`` read rows, ``rows`` makes
+conversations of them with ``formats``, ``fields`` and ``references``, ``conversations`` does so for
+whole files and folders; ``media`` decodes, ``encoding`` calls the model's processor, ``collate``
+makes batches. All of it works with transformers alone, without llm-compressor.
 """
 
+from tamp_modifier.data.base import BadRows, Conversation, DataError, Part, Turn
 from tamp_modifier.data.collate import Collator, make_loader
-from tamp_modifier.data.conversations import Conversation, DataError, Part, Turn, read_conversations
-from tamp_modifier.data.encoding import Encoded, Encoder, choose, cut_text, longest_input
+from tamp_modifier.data.conversations import read_conversations
+from tamp_modifier.data.encoding import (
+    Encoded,
+    Encoder,
+    choose,
+    cut_text,
+    encode_all,
+    longest_input,
+)
 
 __all__ = [
+    "BadRows",
     "Collator",
     "Conversation",
     "DataError",
@@ -18,6 +29,7 @@ __all__ = [
     "Turn",
     "choose",
     "cut_text",
+    "encode_all",
     "longest_input",
     "make_loader",
     "read_conversations",

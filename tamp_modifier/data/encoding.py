@@ -5,12 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from tamp_modifier.data.conversations import Conversation, DataError
+from tamp_modifier.data.base import BadRows, Conversation, DataError
 from tamp_modifier.data.media import load_audio, load_picture, load_video
 
 PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels")
@@ -69,7 +68,7 @@ class Encoder:
         self._frames = frames
 
     def __call__(self, conversation: Conversation, find_answer: bool = False) -> Encoded:
-        """Encode a conversation, its answers included.
+        """Encodes a conversation, its answers included.
 
         Args:
             conversation: the conversation; its media are decoded here.
@@ -87,11 +86,11 @@ class Encoder:
     # -- media
 
     def _media(self, conversation: Conversation) -> dict[str, list[Any]]:
-        """Return decoded media by kind, in order."""
-        load: dict[str, Callable[[Path], Any]] = {
-            "image": lambda path: load_picture(path, conversation.name),
-            "video": lambda path: load_video(path, conversation.name, self._frames),
-            "audio": lambda path: load_audio(path, conversation.name, self.sampling_rate),
+        """Decoded media by kind, in order."""
+        load: dict[str, Callable[[Any], Any]] = {
+            "image": lambda source: load_picture(source, conversation.name),
+            "video": lambda source: load_video(source, conversation.name, self._frames),
+            "audio": lambda source: load_audio(source, conversation.name, self.sampling_rate),
         }
         needed = {"image": "image_processor", "video": "video_processor"}
         found: dict[str, list[Any]] = {}
@@ -102,8 +101,7 @@ class Encoder:
                     f"{conversation.name}: {type(self._processor).__name__}, the model's processor,"
                     f" takes no {part.kind}"
                 )
-            assert part.path is not None
-            found.setdefault(part.kind, []).append(load[part.kind](part.path))
+            found.setdefault(part.kind, []).append(load[part.kind](part.source))
         return found
 
     def _part(self, name: str) -> Any:
@@ -121,7 +119,7 @@ class Encoder:
     # -- text
 
     def _render(self, conversation: Conversation, prompt: bool = False) -> str:
-        """Return the chat template's text, without the last answer if only the prompt is wanted."""
+        """The chat template's text, without the last answer if only the prompt is wanted."""
         if conversation.plain:
             return conversation.turns[0].text
         turns = conversation.turns[:-1] if prompt else conversation.turns
@@ -209,7 +207,7 @@ class Encoder:
         media: Mapping[str, list[Any]],
         inputs: dict[str, torch.Tensor],
     ) -> dict[str, torch.Tensor]:
-        """Drop the last exchanges, and then text from the end, until the sample fits."""
+        """Drops the last exchanges, and then text from the end, until the sample fits."""
         limit = self._max_length
         while limit is not None and inputs["input_ids"].shape[1] > limit:
             kept = _without_last_exchange(conversation)
@@ -220,6 +218,41 @@ class Encoder:
             media = {kind: media[kind][:count] for kind, count in counts.items() if count}
             inputs = self._run(conversation, media)
         return inputs
+
+
+def encode_all(
+    encoder: Encoder,
+    conversations: Sequence[Conversation],
+    bad: BadRows,
+    step: Callable[[int, int], None] = lambda done, total: None,
+    find_answer: bool = False,
+) -> tuple[list[Conversation], list[Encoded]]:
+    """Encodes conversations one after the other.
+
+    Args:
+        encoder: encodes one.
+        conversations: what is encoded.
+        bad: takes note of those that cannot be encoded, as many as it tolerates.
+        step: called after every sample with how many are done, and of how many.
+        find_answer: also tell where the last answer starts.
+
+    Returns:
+        The conversations that could be encoded, and their inputs.
+
+    Raises:
+        DataError: one more than tolerated cannot be encoded, or none can.
+    """
+    kept, found = [], []
+    for number, conversation in enumerate(conversations, start=1):
+        try:
+            found.append(encoder(conversation, find_answer))
+            kept.append(conversation)
+        except DataError as error:
+            bad.add(error)
+        step(number, len(conversations))
+    if not found and bad.messages:
+        raise DataError(f"no sample is left, all were skipped; the first: {bad.messages[0]}")
+    return kept, found
 
 
 def cut_text(
@@ -292,7 +325,7 @@ def longest_input(config: Any, tokenizer: Any) -> int | None:
 
 
 def _without_last_exchange(conversation: Conversation) -> Conversation | None:
-    """Return the conversation up to the answer before the last one; None if it has only one."""
+    """The conversation up to the answer before the last one; None if it has only one."""
     answers = [i for i, turn in enumerate(conversation.turns) if turn.role == "assistant"]
     if len(answers) < 2:
         return None

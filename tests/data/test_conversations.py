@@ -183,9 +183,9 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
         read_conversations(tmp_path / "absent.jsonl")
     with pytest.raises(DataError, match="there is no conversation in it"):
         read_conversations(tmp_path)
-    (tmp_path / "data.csv").write_text("a,b")
-    with pytest.raises(DataError, match="data.csv: expected a .jsonl, .json or .txt file"):
-        read_conversations(tmp_path / "data.csv")
+    (tmp_path / "data.docx").write_text("a,b")
+    with pytest.raises(DataError, match="data.docx: expected a file that ends in .jsonl,"):
+        read_conversations(tmp_path / "data.docx")
     (tmp_path / "data.json").write_text("{}")
     with pytest.raises(DataError, match="data.json: expected a list of conversations"):
         read_conversations(tmp_path / "data.json")

@@ -48,6 +48,54 @@ def test_a_sound_is_brought_to_the_rate_of_the_model(tmp_path: Path) -> None:
     assert np.mean(middle**2) == pytest.approx(0.125, abs=0.01)
 
 
+def test_bytes_decode_like_the_file(tmp_path: Path) -> None:
+    shown = picture(tmp_path / "a.png")
+    moving = video(tmp_path / "a.mp4", frames=5)
+    heard = sound(tmp_path / "a.wav")
+    one, other = (load_picture(s, "a:1") for s in (shown, shown.read_bytes()))
+    assert one.tobytes() == other.tobytes()
+    frames = [load_video(s, "a:1", 3).frames for s in (moving, moving.read_bytes())]
+    assert np.array_equal(*frames)
+    sounds = [load_audio(s, "a:1", 16000) for s in (heard, heard.read_bytes())]
+    assert np.array_equal(*sounds)
+    with pytest.raises(DataError, match="^a:1: the picture in the row cannot be decoded: "):
+        load_picture(b"text", "a:1")
+    for load in (lambda: load_video(b"text", "a:1", 4), lambda: load_audio(b"text", "a:1", 8)):
+        with pytest.raises(DataError, match="^a:1: the (video|audio) in the row cannot be decoded"):
+            load()
+
+
+def test_a_picture_in_memory_comes_as_rgb_and_stays_open() -> None:
+    from PIL import Image
+
+    mine = Image.new("L", (4, 3), 7)
+    assert load_picture(mine, "a:1").getpixel((0, 0)) == (7, 7, 7)
+    assert mine.getpixel((0, 0)) == 7
+
+
+def test_pixels_and_seconds_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tamp_modifier.data.media.MAX_PIXELS", 6000)
+    monkeypatch.setattr("tamp_modifier.data.media.MAX_SECONDS", 0.3)
+    assert load_picture(picture(tmp_path / "a.png", (75, 80)), "a:1").size == (75, 80)
+    with pytest.raises(DataError, match="76 x 80 pixels are more than the 6,000 allowed"):
+        load_picture(picture(tmp_path / "b.png", (76, 80)), "a:1")
+    path = video(tmp_path / "a.mp4", size=(64, 48))
+    assert load_video(path, "a:1", 1).frames.shape == (1, 48, 64, 3)
+    with pytest.raises(DataError, match="2 frames of 3,072 pixels are more than the 6,000 allow"):
+        load_video(path, "a:1", 2)
+    assert len(load_audio(sound(tmp_path / "a.wav", seconds=0.3), "a:1", 8000)) == 2400
+    with pytest.raises(DataError, match="is longer than the 0.3 s allowed"):
+        load_audio(sound(tmp_path / "b.wav", seconds=0.5), "a:1", 8000)
+
+
+def test_a_picture_that_unpacks_to_gigabytes_is_refused_at_once(tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
+    with pytest.raises(DataError, match=r"bomb.png cannot be decoded: .*400000000 pixels"):
+        load_picture(tmp_path / "bomb.png", "a:1")
+
+
 def cut(path: Path) -> Path:
     """Keeps the first half of a file."""
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
