@@ -10,24 +10,30 @@ need no list of architectures: what has one value a token is padded, everything 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.functional import pad
 from torch.utils.data import DataLoader
 
-from tamp_modifier.data.conversations import DataError
-from tamp_modifier.data.encoding import PER_TOKEN, Encoded, cut_text
+from tamp_modifier.data.base import Conversation, DataError, Place, short
+from tamp_modifier.data.encoding import PER_TOKEN, Encoded, Encoder, cut_text
+from tamp_modifier.data.rows import to_conversation
+from tamp_modifier.data.tables import is_dataset, is_encoded_dataset, only_split, rows_in_memory
 
 Batch = dict[str, torch.Tensor]
 
 _FILL = {"labels": -100}
+_REAL_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class Collator:
     """Joins samples of different lengths, with media of different sizes or none, into one batch.
 
-    Give it to a DataLoader as ``collate_fn``, or to ``oneshot`` as ``data_collator``.
+    Give it to a DataLoader as ``collate_fn``, or to ``oneshot`` as ``data_collator``. Samples that
+    are rows as in a file (``docs/data.md``) are encoded first.
 
     Args:
         processor: a processor or tokenizer; tells the padding token and side.
@@ -35,7 +41,9 @@ class Collator:
             needed with ``max_length`` only.
         max_length: longer samples lose text from their end, never a token of media.
         padding_side: "left" or "right"; by default the tokenizer's.
-        dtype: type that floating-point inputs are brought to; by default they stay as they are.
+        dtype: type that pixels and features are brought to. By default it is that of the model
+            which ``oneshot`` calibrates with these batches; elsewhere they stay as they are.
+            Floating numbers of one dimension, such as the seconds of frames, always stay.
 
     Raises:
         ValueError: a padding side that is neither.
@@ -49,6 +57,7 @@ class Collator:
         padding_side: str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        self._processor = processor
         tokenizer = getattr(processor, "tokenizer", processor)
         self._side = padding_side or getattr(tokenizer, "padding_side", "right")
         if self._side not in ("left", "right"):
@@ -58,22 +67,41 @@ class Collator:
         self._placeholders = placeholders or {}
         self._max_length = max_length
         self._dtype = dtype
+        self._model_dtype: torch.dtype | None = None
 
-    def __call__(self, samples: Sequence[Encoded | Mapping[str, Any]]) -> Batch:
-        """Join samples.
+    def use_dtype_of(self, model: nn.Module) -> None:
+        """Bring pixels to the type of a model's weights, unless ``dtype`` was given."""
+        types = (p.dtype for p in model.parameters() if p.dtype in _REAL_TYPES)
+        dtype = getattr(model, "dtype", None)
+        self._model_dtype = dtype if dtype in _REAL_TYPES else next(types, None)
+
+    def encode(self, row: Any, place: Place) -> Any:
+        """A row as inputs of the model; what is encoded already stays as it is.
 
         Args:
-            samples: encoded conversations, or mappings of tensors of batch size 1.
+            row: a row as in a file, a conversation, an `Encoded`, or a mapping with input_ids.
+            place: where a row comes from.
 
         Raises:
-            DataError: a sample is too long for its media, or inputs cannot be joined.
+            DataError: what `read_conversations` and `Encoder` refuse.
         """
-        named = [
-            (s.name, dict(s.inputs))
-            if isinstance(s, Encoded)
-            else (f"sample {number} of the batch", {k: _batched(k, v) for k, v in s.items()})
-            for number, s in enumerate(samples)
-        ]
+        if isinstance(row, Encoded) or (isinstance(row, Mapping) and "input_ids" in row):
+            return row
+        if not isinstance(row, Conversation):
+            row = to_conversation(row, place)
+        return Encoder(self._processor, self._placeholders, self._max_length)(row)
+
+    def __call__(self, samples: Sequence[Any]) -> Batch:
+        """Joins samples.
+
+        Args:
+            samples: encoded conversations, mappings of tensors of batch size 1, or rows.
+
+        Raises:
+            DataError: a sample is too long for its media, inputs cannot be joined, or a row cannot
+                be used.
+        """
+        named = [self._named(sample, number) for number, sample in enumerate(samples)]
         if self._max_length is not None:
             named = [
                 (name, cut_text(inputs, self._max_length, self._placeholders, name))
@@ -86,6 +114,14 @@ class Collator:
             key: self._tokens(key, named) if key in PER_TOKEN else self._join(key, named)
             for key in keys
         }
+
+    def _named(self, sample: Any, number: int) -> tuple[str, Batch]:
+        """Name and inputs of a sample."""
+        name = f"sample {number} of the batch"
+        sample = self.encode(sample, Place(name))
+        if isinstance(sample, Encoded):
+            return sample.name, dict(sample.inputs)
+        return name, {key: _batched(key, value, name) for key, value in sample.items()}
 
     def _tokens(self, key: str, named: Sequence[tuple[str, Batch]]) -> torch.Tensor:
         longest = max(inputs["input_ids"].shape[1] for _, inputs in named)
@@ -103,8 +139,9 @@ class Collator:
     def _join(self, key: str, named: Sequence[tuple[str, Batch]]) -> torch.Tensor:
         having = [(name, inputs[key]) for name, inputs in named if key in inputs]
         values = [value for _, value in having]
-        if self._dtype is not None:
-            values = [v.to(self._dtype) if v.is_floating_point() else v for v in values]
+        dtype = self._dtype or self._model_dtype
+        if dtype is not None:
+            values = [v.to(dtype) if v.is_floating_point() and v.dim() > 1 else v for v in values]
         if len({value.dim() for value in values}) > 1:
             shapes = ", ".join(str(list(value.shape)) for value in values)
             raise DataError(f"{key} of the samples has different dimensions: {shapes}")
@@ -129,13 +166,84 @@ class Collator:
                 )
 
 
-def make_loader(samples: Sequence[Any], collator: Collator, batch_size: int = 1) -> DataLoader:
-    """Return a DataLoader in the given order, as calibration needs it: the same in every pass."""
-    data: Any = list(samples)
-    return DataLoader(data, batch_size=batch_size, shuffle=False, collate_fn=collator)
+def make_loader(samples: Any, collator: Collator, batch_size: int = 1) -> DataLoader:
+    """A DataLoader in the given order, as calibration needs it: the same in every pass.
+
+    Args:
+        samples: encoded samples, mappings of tensors, rows as in a file (``docs/data.md``), or a
+            dataset of Hugging Face. Rows are encoded here, once.
+        collator: joins them.
+        batch_size: samples of one batch.
+
+    Raises:
+        DataError: a row cannot be used, or there is none.
+    """
+    if is_encoded_dataset(samples):
+        data = list(samples)
+    else:
+        data = [collator.encode(row.value, row.place) for row in rows_in_memory(samples)]
+    if not data:
+        raise DataError("there is no sample in the data")
+    loaded: Any = data
+    return DataLoader(loaded, batch_size=batch_size, shuffle=False, collate_fn=collator)
 
 
-def _batched(key: str, value: Any) -> torch.Tensor:
+def oneshot_loader(arguments: Any) -> DataLoader | None:
+    """The loader for what was given to ``oneshot`` as dataset and data_collator.
+
+    llm-compressor takes rows of text in datasets of Hugging Face only, and drops columns that the
+    processor does not name, pictures among them. So rows that come with a `Collator` are encoded
+    here.
+
+    Args:
+        arguments: llm-compressor's ``DatasetArguments``.
+
+    Returns:
+        A loader in a fixed order, or None for what llm-compressor itself takes.
+
+    Raises:
+        DataError: a row cannot be used, or a list of rows comes without a Collator.
+    """
+    dataset, collator = arguments.dataset, arguments.data_collator
+    is_list = isinstance(dataset, list | tuple)
+    if not is_list and (not is_dataset(dataset) or is_encoded_dataset(dataset)):
+        return None
+    if not isinstance(collator, Collator):
+        if not is_list:
+            return None
+        raise DataError(
+            "oneshot was given a list as dataset; give data_collator=Collator(processor) with it, "
+            "or make a loader of it with tamp_modifier.data.make_loader"
+        )
+    if isinstance(dataset, Mapping):
+        split = arguments.splits
+        if isinstance(split, str) and split not in dataset:
+            raise DataError(f"splits is {split!r}, but the dataset has {', '.join(dataset)}")
+        dataset = dataset[split] if isinstance(split, str) else only_split(dataset)
+    if not hasattr(dataset, "__len__"):  # a stream, which may have no end
+        first = islice(rows_in_memory(dataset), arguments.num_calibration_samples)
+        dataset = [row.value for row in first]
+    count = min(arguments.num_calibration_samples or len(dataset), len(dataset))
+    shuffled = arguments.shuffle_calibration_samples
+    order = (torch.randperm(len(dataset)) if shuffled else torch.arange(len(dataset))).tolist()
+    order = order[:count]
+    # A dataset is not read as a whole: its pictures may not fit into memory.
+    select = getattr(dataset, "select", lambda indices: [dataset[i] for i in indices])
+    chosen = select(order)
+    samples = [
+        collator.encode(row.value, Place(f"row {index + 1}"))
+        for index, row in zip(order, rows_in_memory(chosen), strict=True)
+    ]
+    return make_loader(samples, collator, arguments.batch_size)
+
+
+def _batched(key: str, value: Any, name: str) -> torch.Tensor:
     """Rows of a dataset have no batch dimension in what has one value a token."""
-    value = torch.as_tensor(value)
+    try:
+        value = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise DataError(
+            f"{name}: {key} is {short(value)}, which is no tensor; leave it out, or leave out "
+            "input_ids to have the row encoded"
+        ) from None
     return value[None] if key in PER_TOKEN and value.dim() == 1 else value

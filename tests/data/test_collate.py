@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tamp_modifier import TAMPModifier
 from tamp_modifier.data import Collator, DataError, Encoded, cut_text, make_loader
+from tamp_modifier.demo.evaluation import MODEL_FOLDER, load_processor
+from tamp_modifier.models import load_config, load_model
+from tamp_modifier.report import PruningReport
 from tests.architectures.inputs import (
     AUDIO_ID,
     END_ID,
@@ -23,6 +29,7 @@ from tests.architectures.inputs import (
 )
 from tests.architectures.models import ARCHITECTURES, build
 from tests.architectures.tiny import PATCH_VALUES
+from tests.calibration.files import picture
 
 PLACEHOLDERS = {"image": (IMAGE_ID,), "audio": (AUDIO_ID,)}
 
@@ -196,6 +203,122 @@ def test_floats_are_brought_to_the_type_of_the_model() -> None:
     row = with_inputs(tokens(("text", 3)), pixel_values=pictures(1))[0]
     batch = Collator(tokenizer(), dtype=torch.bfloat16)([row])
     assert batch["pixel_values"].dtype == torch.bfloat16 and batch["input_ids"].dtype == torch.long
+
+
+def test_pixels_come_in_the_type_of_the_model_and_seconds_as_they_are() -> None:
+    row = with_inputs(tokens(("text", 3)), pixel_values=pictures(1))[0]
+    row["second_per_grid_ts"] = torch.tensor([0.123456789])
+    for model_type in (torch.bfloat16, torch.float16, torch.float32):
+        collator = Collator(tokenizer())
+        assert collator([row])["pixel_values"].dtype == torch.float32
+        collator.use_dtype_of(torch.nn.Linear(2, 2).to(model_type))
+        batch = collator([row])
+        assert batch["pixel_values"].dtype == model_type
+        assert batch["second_per_grid_ts"].dtype == torch.float32
+    asked_for = Collator(tokenizer(), dtype=torch.float16)
+    asked_for.use_dtype_of(torch.nn.Linear(2, 2))
+    assert asked_for([row])["pixel_values"].dtype == torch.float16
+
+
+ROW = {"question": "what animal is there ?", "answer": "cat"}
+
+
+def rows_with_a_picture(folder: Path) -> list[dict[str, Any]]:
+    shown = {**ROW, "image": str(picture(folder / "a.png")), "id": 3}
+    return [shown, ROW, shown]
+
+
+def test_rows_are_encoded_by_loader_and_collator(tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    collator = Collator(load_processor())
+    rows = rows_with_a_picture(tmp_path)
+    made = list(make_loader(rows, collator, batch_size=3))[0]
+    joined = collator(rows)
+    kept = list(make_loader(Dataset.from_list(rows), collator, batch_size=3))[0]
+    for batch in (joined, kept):
+        assert batch.keys() == made.keys()
+        assert all(torch.equal(batch[key], made[key]) for key in made)
+    assert made["pixel_values"].shape[0] == 2 and made["input_ids"].shape[0] == 3
+
+
+def test_rows_that_cannot_be_joined_are_named() -> None:
+    collator = Collator(load_processor())
+    with pytest.raises(DataError, match="sample 1 of the batch: nothing reads the key 'hint'"):
+        collator([ROW, {**ROW, "hint": "x"}])
+    with pytest.raises(DataError, match="row 2: the image no.png does not exist"):
+        make_loader([ROW, {**ROW, "image": "no.png"}], collator)
+    with pytest.raises(DataError, match="sample 0 of the batch: expected an object, got 3"):
+        collator([3])
+    with pytest.raises(DataError, match="sample 0 of the batch: messages is .*, which is no tenso"):
+        collator([{"input_ids": [1], "messages": [{"role": "user"}]}])
+    with pytest.raises(DataError, match="there is no sample in the data"):
+        make_loader([], collator)
+
+
+def run_oneshot(dataset: Any, **more: Any) -> PruningReport:
+    from llmcompressor import oneshot
+
+    model = load_model(str(MODEL_FOLDER), load_config(str(MODEL_FOLDER)))
+    recipe = TAMPModifier(allocation="uniform", selection="all", score="magnitude")
+    with TemporaryDirectory() as folder:
+        recipe.report_path = f"{folder}/report.json"
+        oneshot(model=model, processor=load_processor(), dataset=dataset, recipe=recipe, **more)
+        return PruningReport.load(recipe.report_path)
+
+
+@pytest.mark.parametrize("kind", ["list", "dataset", "splits", "stream"])
+def test_oneshot_takes_rows_with_the_collator(tmp_path: Path, kind: str) -> None:
+    from datasets import Dataset, DatasetDict
+
+    rows = rows_with_a_picture(tmp_path)
+    table = Dataset.from_list(rows)
+    made = {"list": rows, "dataset": table, "splits": DatasetDict({"train": table})}
+    made["stream"] = table.to_iterable_dataset()
+    more = {"batch_size": 2, "shuffle_calibration_samples": False, "num_calibration_samples": 2}
+    report = run_oneshot(made[kind], data_collator=Collator(load_processor()), **more)
+    assert report.samples == 2 and report.tokens["image"] == 144
+
+
+@pytest.mark.parametrize("given", ["rows", "loader"])
+def test_oneshot_gives_pixels_in_the_type_of_the_model(tmp_path: Path, given: str) -> None:
+    from llmcompressor import oneshot
+
+    config = load_config(str(MODEL_FOLDER))
+    model = load_model(str(MODEL_FOLDER), config, torch.bfloat16)
+    seen = set()
+    tower = model.model.vision_tower
+    tower.register_forward_pre_hook(
+        lambda module, args, inputs: seen.add((args or list(inputs.values()))[0].dtype),
+        with_kwargs=True,
+    )
+    collator = Collator(load_processor())
+    rows: Any = rows_with_a_picture(tmp_path)
+    if given == "loader":
+        rows = make_loader(rows, collator)
+    oneshot(model=model, dataset=rows, data_collator=collator, recipe=TAMPModifier())
+    assert seen == {torch.bfloat16}
+
+
+def test_oneshot_takes_encoded_datasets_as_before() -> None:
+    from datasets import Dataset
+
+    ids = [{"input_ids": [1, 9, 9, 2], "attention_mask": [1] * 4}] * 3
+    report = run_oneshot(Dataset.from_list(ids), data_collator=Collator(load_processor()))
+    assert report.samples == 3 and report.tokens["text"] == 12
+
+
+def test_a_split_that_is_not_there_is_named() -> None:
+    from datasets import Dataset, DatasetDict
+
+    data = DatasetDict({"train": Dataset.from_list([ROW])})
+    with pytest.raises(DataError, match="splits is 'test', but the dataset has train"):
+        run_oneshot(data, data_collator=Collator(load_processor()), splits="test")
+
+
+def test_a_list_without_the_collator_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"give data_collator=Collator\(processor\) with it"):
+        run_oneshot(rows_with_a_picture(tmp_path))
 
 
 @settings(deadline=None, max_examples=60)
