@@ -17,6 +17,17 @@ def positive(text: str) -> int:
     return value
 
 
+def count(text: str) -> int:
+    """A whole number from 0 on.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
+    return int(text)
+
+
 def share(text: str) -> float:
     """Return a number above 0 and up to 1.
 
@@ -39,4 +50,15 @@ def add_dtype(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "bfloat16", "float16", "float32"),
         default="auto",
         help="type of the weights (default: as they are stored)",
+    )
+
+
+def add_skip_bad(parser: argparse._ActionsContainer) -> None:
+    """Add ``--skip-bad``, how many rows of the data may be left out."""
+    parser.add_argument(
+        "--skip-bad",
+        type=count,
+        default=0,
+        metavar="N",
+        help="go on without rows that cannot be used, N at most, and list them (default: none)",
     )

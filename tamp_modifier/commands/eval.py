@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tamp_modifier.commands.arguments import add_dtype, positive
+from tamp_modifier.commands.arguments import add_dtype, add_skip_bad, positive
 
 if TYPE_CHECKING:
     from tamp_modifier.workflows.evaluate import TaskScore
@@ -41,6 +41,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--frames", type=positive, default=8, help="taken from a video (default: %(default)s)"
     )
+    add_skip_bad(parser)
     add_dtype(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.set_defaults(run=run)
@@ -51,12 +52,13 @@ def run(args: argparse.Namespace) -> None:
     from tamp_modifier.commands.output import phases
     from tamp_modifier.progress import library_silence
 
-    with phases() as step, library_silence(compressing=False):
-        from tamp_modifier.data import Encoder, choose, read_conversations
+    with phases() as step, library_silence(compressing=False) as warnings:
+        from tamp_modifier.data import BadRows, Encoder, choose, encode_all, read_conversations
         from tamp_modifier.tokens import modality_token_ids
         from tamp_modifier.workflows.models import load_config, load_processor
 
-        rows = read_conversations(args.data)
+        bad = BadRows(args.skip_bad)
+        rows = read_conversations(args.data, bad=bad)
         plain = next((row for row in rows if row.plain), None)
         if plain is not None:
             raise ValueError(f"{plain.name}: a plain text has no answer to score")
@@ -66,15 +68,16 @@ def run(args: argparse.Namespace) -> None:
             load_config(args.reference)
         processor = load_processor(args.model)
         encoder = Encoder(processor, modality_token_ids(config), frames=args.frames)
-        encoded = []
-        for row in rows:
-            encoded.append(encoder(row, find_answer=True))
-            step("samples", len(encoded), len(rows))
+        _, encoded = encode_all(
+            encoder, rows, bad, lambda done, total: step("samples", done, total), find_answer=True
+        )
         scores = _ask(args, args.model, encoded, processor, step)
         reference = (
             None if args.reference is None else _ask(args, args.reference, encoded, processor, step)
         )
+        bad.tell()
     summary = _summary(args, scores, reference)
+    summary["warnings"] = warnings
     if args.json:
         print(json.dumps(summary, indent=2))
     else:
@@ -154,7 +157,10 @@ def _print(summary: dict[str, Any]) -> None:
         table.add_row(task, *cells(row))
     table.add_section()
     table.add_row("mean", *cells(summary["mean"]), style="bold")
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for warning in summary["warnings"]:
+        console.print(f"warning: {warning}", style="yellow", highlight=False)
 
 
 def _cell(field: str, value: float | None) -> str:

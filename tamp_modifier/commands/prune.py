@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tamp_modifier.commands.arguments import add_dtype, positive
+from tamp_modifier.commands.arguments import add_dtype, add_skip_bad, positive
 
 if TYPE_CHECKING:
     from tamp_modifier.workflows.prune import Pruned
@@ -45,8 +45,8 @@ def add_parser(subparsers: Any) -> None:
         type=Path,
         required=True,
         metavar="DATA",
-        help="a .jsonl or .json file of conversations, a .txt file of plain texts, or a folder of "
-        "these and of pictures, videos and sounds with a .txt file beside each",
+        help="a file or folder of conversations: JSON Lines, JSON, CSV, parquet, webdataset tar, "
+        "plain text, a saved dataset of Hugging Face (see docs/data.md)",
     )
     parser.add_argument("--output", type=Path, metavar="OUT", help="must not exist, or be empty")
     _add_method(parser.add_argument_group("method (see docs/choosing.md)"))
@@ -107,6 +107,7 @@ def _add_calibration(group: Any) -> None:
     group.add_argument(
         "--frames", type=positive, default=8, help="taken from a video (default: %(default)s)"
     )
+    add_skip_bad(group)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -126,7 +127,13 @@ def run(args: argparse.Namespace) -> None:
         from tamp_modifier.workflows.plan import plan
 
         sampling = job.Sampling(
-            args.data, args.samples, args.seed, args.batch_size, args.max_length, args.frames
+            args.data,
+            args.samples,
+            args.seed,
+            args.batch_size,
+            args.max_length,
+            args.frames,
+            args.skip_bad,
         )
         encoding: Callable[[int, int], None] = lambda done, total: step("samples", done, total)  # noqa: E731
         prepared = job.prepare(args.model, sampling, encoding)

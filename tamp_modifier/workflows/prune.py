@@ -12,11 +12,13 @@ from typing import Any
 import torch
 
 from tamp_modifier.data import (
+    BadRows,
     Collator,
     Conversation,
     Encoded,
     Encoder,
     choose,
+    encode_all,
     longest_input,
     make_loader,
     read_conversations,
@@ -44,6 +46,7 @@ class Sampling:
         batch_size: samples of one batch.
         max_length: most tokens of a sample; None takes LONGEST, or what the model can read.
         frames: frames taken from a video.
+        skip_bad: bad rows that are left out, at most.
     """
 
     data: Path
@@ -52,6 +55,7 @@ class Sampling:
     batch_size: int = 1
     max_length: int | None = None
     frames: int = 8
+    skip_bad: int = 0
 
 
 @dataclass
@@ -94,7 +98,9 @@ def prepare(
         ValueError: data or a model that cannot be used; see `data` and `models`.
         OSError: no such file or folder.
     """
-    rows = choose(read_conversations(sampling.data), sampling.samples, SAMPLES, sampling.seed)
+    bad = BadRows(sampling.skip_bad)
+    rows = read_conversations(sampling.data, bad=bad)
+    rows = choose(rows, sampling.samples, SAMPLES, sampling.seed)
     config = load_config(model)
     processor = load_processor(model)
     limit = longest_input(config, getattr(processor, "tokenizer", processor))
@@ -105,10 +111,8 @@ def prepare(
         raise ValueError(f"max length {max_length} is more than the {limit} tokens that it reads")
     ids = modality_token_ids(config)
     encoder = Encoder(processor, ids, max_length, sampling.frames)
-    encoded = []
-    for row in rows:
-        encoded.append(encoder(row))
-        step(len(encoded), len(rows))
+    rows, encoded = encode_all(encoder, rows, bad, step)
+    bad.tell()
     return Prepared(model, config, processor, rows, encoded, sampling, ids)
 
 
@@ -223,7 +227,7 @@ def describe_samples(prepared: Prepared) -> dict[str, Any]:
         pictures = iter(grids)
         media = []
         for part in row.media:
-            entry: dict[str, Any] = {"kind": part.kind, "path": str(part.path)}
+            entry: dict[str, Any] = {"kind": part.kind, "path": part.label}
             found = next(pictures, None) if part.kind == "image" else None
             if found is not None:
                 entry |= {"first": found[0], "grid": [found[1], found[2]]}

@@ -117,3 +117,17 @@ def test_plain_text_has_nothing_to_score(
     assert cli.main(["eval", str(MODEL_FOLDER), "--data", str(data)]) == 1
     line = capsys.readouterr().err
     assert line == f"tamp: error: {data}:2: a plain text has no answer to score\n"
+
+
+def test_bad_questions_are_skipped_and_listed_at_the_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = jsonl(tmp_path / "data.jsonl", [asked(), "{", asked(("image", "absent.png"))])
+    command = ["eval", str(MODEL_FOLDER), "--data", str(path), "--skip-bad", "2"]
+    capsys.readouterr()
+    assert cli.main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["mean"]["samples"] == 1
+    assert [line.split(": ")[1] for line in found["warnings"]] == [f"{path}:2", f"{path}:3"]
+    assert cli.main(command) == 0
+    assert capsys.readouterr().out.count("warning: skipped: ") == 2

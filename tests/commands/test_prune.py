@@ -279,3 +279,27 @@ def test_a_dry_run_tells_what_would_be_done_and_writes_nothing(
     text = capsys.readouterr().out
     assert "down_proj" in text and "nothing was written" in text
     assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_rows_are_skipped_and_listed_at_the_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "bad.png").write_text("no picture" * 9)
+    row = {"image": "a.png", "question": "what animal is there ?", "answer": "cat"}
+    rows = [row, {**row, "hint": "x"}, {**row, "image": "bad.png"}, row]
+    path = jsonl(tmp_path / "data.jsonl", rows)
+    plan = ["prune", str(MODEL_FOLDER), "--data", str(path), "--dry-run", "--json"]
+    capsys.readouterr()
+    assert cli.main([*plan, "--skip-bad", "2"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["samples"] == 2 and found["tokens"]["image"] == 2 * 144
+    unread, broken = found["warnings"]
+    assert unread.startswith(f"skipped: {path}:2: nothing reads the key 'hint'")
+    assert broken.startswith(f"skipped: {path}:3: the picture {tmp_path / 'bad.png'} cannot be")
+    line = fails(capsys, *plan, "--skip-bad", "1")
+    assert "data.jsonl:3: the picture" in line and "(1 bad rows were skipped before)" in line
+    assert "data.jsonl:2: nothing reads the key 'hint'" in fails(capsys, *plan)
+    only = jsonl(tmp_path / "only.jsonl", [{**row, "image": "bad.png"}])
+    line = fails(capsys, "prune", str(MODEL_FOLDER), "--data", str(only), *plan[4:], "--skip-bad=9")
+    assert "no sample is left, all were skipped; the first: " in line
