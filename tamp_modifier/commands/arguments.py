@@ -18,7 +18,7 @@ def positive(text: str) -> int:
 
 
 def count(text: str) -> int:
-    """A whole number from 0 on.
+    """Return a whole number from 0 on.
 
     Raises:
         argparse.ArgumentTypeError: it is none.

@@ -21,7 +21,7 @@ _TEXT = {"txt": "text", "text": "text", "caption": "caption", "cap": "caption"}
 
 
 def read_archive(file: Path) -> Iterator[RawRow]:
-    """The samples of a tar archive, in their order, each as a row.
+    """Yield the samples of a tar archive, in their order, each as a row.
 
     A ``.txt`` file is the sample's text, a ``.json`` file has more keys of the row, pictures,
     videos and sounds are its media.

@@ -117,7 +117,7 @@ class BadRows:
         self.messages: list[str] = []
 
     def add(self, error: DataError) -> None:
-        """Notes a bad row.
+        """Note a bad row.
 
         Raises:
             DataError: one more than tolerated.
@@ -134,6 +134,6 @@ class BadRows:
 
 
 def short(value: Any) -> str:
-    """A value for a message, at most 60 characters of it."""
+    """Return a value for a message, at most 60 characters of it."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -76,7 +76,7 @@ class Collator:
         self._model_dtype = dtype if dtype in _REAL_TYPES else next(types, None)
 
     def encode(self, row: Any, place: Place) -> Any:
-        """A row as inputs of the model; what is encoded already stays as it is.
+        """Return a row as inputs of the model; what is encoded already stays as it is.
 
         Args:
             row: a row as in a file, a conversation, an `Encoded`, or a mapping with input_ids.
@@ -92,7 +92,7 @@ class Collator:
         return Encoder(self._processor, self._placeholders, self._max_length)(row)
 
     def __call__(self, samples: Sequence[Any]) -> Batch:
-        """Joins samples.
+        """Join samples.
 
         Args:
             samples: encoded conversations, mappings of tensors of batch size 1, or rows.
@@ -167,7 +167,7 @@ class Collator:
 
 
 def make_loader(samples: Any, collator: Collator, batch_size: int = 1) -> DataLoader:
-    """A DataLoader in the given order, as calibration needs it: the same in every pass.
+    """Return a DataLoader in the given order, as calibration needs it: the same in every pass.
 
     Args:
         samples: encoded samples, mappings of tensors, rows as in a file (``docs/data.md``), or a
@@ -189,7 +189,7 @@ def make_loader(samples: Any, collator: Collator, batch_size: int = 1) -> DataLo
 
 
 def oneshot_loader(arguments: Any) -> DataLoader | None:
-    """The loader for what was given to ``oneshot`` as dataset and data_collator.
+    """Return the loader for what was given to ``oneshot`` as dataset and data_collator.
 
     llm-compressor takes rows of text in datasets of Hugging Face only, and drops columns that the
     processor does not name, pictures among them. So rows that come with a `Collator` are encoded

@@ -14,7 +14,7 @@ from typing import Any
 
 from loguru import logger
 
-from tamp_modifier.budget import some
+from tamp_modifier.allocation.budget import some
 from tamp_modifier.data import files
 from tamp_modifier.data.archives import read_archive
 from tamp_modifier.data.base import (
@@ -52,7 +52,7 @@ READERS = {**files.READERS, ".parquet": read_parquet, ".arrow": read_arrow, ".ta
 def read_conversations(
     source: str | Path | Iterable[Any], need_answer: bool = True, bad: BadRows | None = None
 ) -> list[Conversation]:
-    """Reads all conversations of a file or folder, or of rows in memory, in a fixed order.
+    """Read all conversations of a file or folder, or of rows in memory, in a fixed order.
 
     Args:
         source: a file or folder of one of the formats in ``docs/data.md``, a list of rows, or a
@@ -115,7 +115,7 @@ def _rows(path: Path) -> Iterator[RawRow]:
 
 
 def _reader(file: Path) -> Any:
-    """What reads a file; None if nothing does."""
+    """Return what reads a file; None if nothing does."""
     name = file.name.lower()
     if name.endswith(".tgz"):
         return read_archive
@@ -127,7 +127,7 @@ def _reader(file: Path) -> Any:
 
 
 def _folder(folder: Path) -> Iterator[RawRow]:
-    """Described files, each with its text beside it, then the lists in the folder."""
+    """Yield described files, each with its text beside it, then the lists in the folder."""
     captions: set[Path] = set()
     entries = sorted(file for file in folder.iterdir() if file.is_file())
     for file in entries:

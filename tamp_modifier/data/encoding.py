@@ -68,7 +68,7 @@ class Encoder:
         self._frames = frames
 
     def __call__(self, conversation: Conversation, find_answer: bool = False) -> Encoded:
-        """Encodes a conversation, its answers included.
+        """Encode a conversation, its answers included.
 
         Args:
             conversation: the conversation; its media are decoded here.
@@ -86,7 +86,7 @@ class Encoder:
     # -- media
 
     def _media(self, conversation: Conversation) -> dict[str, list[Any]]:
-        """Decoded media by kind, in order."""
+        """Return decoded media by kind, in order."""
         load: dict[str, Callable[[Any], Any]] = {
             "image": lambda source: load_picture(source, conversation.name),
             "video": lambda source: load_video(source, conversation.name, self._frames),
@@ -119,7 +119,7 @@ class Encoder:
     # -- text
 
     def _render(self, conversation: Conversation, prompt: bool = False) -> str:
-        """The chat template's text, without the last answer if only the prompt is wanted."""
+        """Return the chat template's text, without the last answer if only the prompt is wanted."""
         if conversation.plain:
             return conversation.turns[0].text
         turns = conversation.turns[:-1] if prompt else conversation.turns
@@ -207,7 +207,7 @@ class Encoder:
         media: Mapping[str, list[Any]],
         inputs: dict[str, torch.Tensor],
     ) -> dict[str, torch.Tensor]:
-        """Drops the last exchanges, and then text from the end, until the sample fits."""
+        """Drop the last exchanges, and then text from the end, until the sample fits."""
         limit = self._max_length
         while limit is not None and inputs["input_ids"].shape[1] > limit:
             kept = _without_last_exchange(conversation)
@@ -227,7 +227,7 @@ def encode_all(
     step: Callable[[int, int], None] = lambda done, total: None,
     find_answer: bool = False,
 ) -> tuple[list[Conversation], list[Encoded]]:
-    """Encodes conversations one after the other.
+    """Encode conversations one after the other.
 
     Args:
         encoder: encodes one.
@@ -325,7 +325,7 @@ def longest_input(config: Any, tokenizer: Any) -> int | None:
 
 
 def _without_last_exchange(conversation: Conversation) -> Conversation | None:
-    """The conversation up to the answer before the last one; None if it has only one."""
+    """Return the conversation up to the answer before the last one; None if it has only one."""
     answers = [i for i, turn in enumerate(conversation.turns) if turn.role == "assistant"]
     if len(answers) < 2:
         return None

@@ -66,15 +66,15 @@ class Fields:
         return any(key in self._left for key in keys)
 
     def keys(self) -> list[str]:
-        """The keys that are left."""
+        """Return the keys that are left."""
         return list(self._left)
 
     def get(self, key: str) -> Any:
-        """The value of a key, which stays to be read; None where there is none."""
+        """Return the value of a key, which stays to be read; None where there is none."""
         return self._left.get(key)
 
     def take(self, *keys: str) -> Any:
-        """The value of the first of these keys that is there, which counts as read."""
+        """Return the value of the first of these keys that is there, which counts as read."""
         found = next((key for key in keys if key in self._left), None)
         return None if found is None else self._left.pop(found)
 
@@ -84,7 +84,7 @@ class Fields:
         media: Iterable[Part] = (),
         names: Collection[str] = (),
     ) -> None:
-        """Checks that nothing is lost with what is left.
+        """Check that nothing is lost with what is left.
 
         Args:
             harmless: keys that may be left, if they name no medium but those of the row.
@@ -133,7 +133,9 @@ def _is_name_of(value: Any, media: list[Part]) -> bool:
 
 
 def _unread_medium(value: Any, media: list[Part], depth: int = 4) -> str:
-    """Description of a picture, video or sound in a value that is none of these; "" for none."""
+    """Return description of a picture, video or sound in a value that is none of these; "" for
+    none.
+    """
     if isinstance(value, bytes | bytearray | memoryview):
         return f"{len(value)} bytes"
     if hasattr(value, "getbands"):  # PIL's, which need not be installed
@@ -162,7 +164,7 @@ def _is_other_medium(text: str, media: list[Part]) -> bool:
 
 
 def kind_of_name(name: str) -> str:
-    """The kind of medium that a file name or address ends like; "" for none."""
+    """Return the kind of medium that a file name or address ends like; "" for none."""
     if len(name) > 1024:
         return ""
     try:

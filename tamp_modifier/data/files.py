@@ -43,7 +43,7 @@ class RawRow:
 
 
 def read_text(file: Path) -> str:
-    """A whole file of text.
+    """Return a whole file of text.
 
     Raises:
         DataError: it is not UTF-8, or damaged.
@@ -65,7 +65,7 @@ def read_json_lines(file: Path) -> Iterator[RawRow]:
 
 
 def read_json(file: Path) -> Iterator[RawRow]:
-    """The rows of a JSON document: a list, an object with the list in it, or a single row.
+    """Yield the rows of a JSON document: a list, an object with the list in it, or a single row.
 
     JSON Lines are accepted too, because many files of them are named so.
 
@@ -90,7 +90,7 @@ def read_json(file: Path) -> Iterator[RawRow]:
 
 
 def read_table(file: Path) -> Iterator[RawRow]:
-    """The rows of a CSV or TSV file with a header; an empty cell is absent.
+    """Yield the rows of a CSV or TSV file with a header; an empty cell is absent.
 
     Raises:
         DataError: it has no header, or one with a name twice.
@@ -177,17 +177,17 @@ class Limited(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        """The position."""
+        """Return the position."""
         return int(self._stream.tell())
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Moves to a position."""
+        """Return moves to a position."""
         if whence == io.SEEK_SET and offset > MAX_UNPACKED:
             self._refuse()
         return int(self._stream.seek(offset, whence))
 
     def readinto(self, buffer: Any) -> int:
-        """Reads into a buffer, and returns how many bytes."""
+        """Read into a buffer, and returns how many bytes."""
         data = self._stream.read(len(buffer))
         buffer[: len(data)] = data
         if self._stream.tell() > MAX_UNPACKED:
@@ -200,7 +200,7 @@ class Limited(io.RawIOBase):
 
 @contextmanager
 def open_file(file: Path) -> Iterator[IO[bytes]]:
-    """The bytes of a file, unpacked if its name ends in ``.gz`` or ``.tgz``.
+    """Yield the bytes of a file, unpacked if its name ends in ``.gz`` or ``.tgz``.
 
     Raises:
         DataError: it is damaged, or too large when unpacked.
@@ -256,7 +256,7 @@ def _is_lines(text: str) -> bool:
 
 
 def _unwrapped(document: Mapping[str, Any], file: Path) -> Any:
-    """The list of rows in an object, or the object as the only row."""
+    """Return the list of rows in an object, or the object as the only row."""
     lists = [key for key in WRAPPERS if isinstance(document.get(key), list)]
     if not lists:
         return [document] if document else None

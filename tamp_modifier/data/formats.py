@@ -19,7 +19,8 @@ Messages = list[Any]
 
 
 def messages_of(fields: Fields) -> Messages | None:
-    """The turns of a row as messages, whatever the row calls them; takes the keys that it reads.
+    """Return the turns of a row as messages, whatever the row calls them; takes the keys that it
+    reads.
 
     Returns:
         Messages with role and content, or None for a row that is neither a list of turns nor a
@@ -38,7 +39,7 @@ def messages_of(fields: Fields) -> Messages | None:
 
 
 def caption_of(fields: Fields) -> str | None:
-    """The text that a row has for its media, or alone; None where there is none.
+    """Return the text that a row has for its media, or alone; None where there is none.
 
     Raises:
         DataError: it is no text.
@@ -119,7 +120,7 @@ def _history(fields: Fields) -> Messages:
 
 
 def _turns(value: Any, role: str) -> Messages:
-    """A text or parts of one turn, or turns as they are."""
+    """Return a text or parts of one turn, or turns as they are."""
     if value is None:
         return []
     if isinstance(value, list | tuple) and any(_is_turn(item) for item in value):
@@ -132,7 +133,7 @@ def _is_turn(value: Any) -> bool:
 
 
 def _answer(fields: Fields) -> Any:
-    """The answer; of several the most frequent, of equally frequent ones the first."""
+    """Return the answer; of several the most frequent, of equally frequent ones the first."""
     key = next((key for key in ANSWER if key in fields), "answer")
     answer = fields.take(key)
     alternatives = fields.take("answers")

@@ -41,7 +41,7 @@ class Video:
 
 
 def load_picture(source: Source, name: str) -> Any:
-    """Decodes a picture as RGB (a ``PIL.Image.Image``).
+    """Decode a picture as RGB (a ``PIL.Image.Image``).
 
     Args:
         source: a file, its bytes, or a ``PIL.Image.Image``.
@@ -74,7 +74,7 @@ def load_picture(source: Source, name: str) -> Any:
 
 
 def load_video(source: Source, name: str, frames: int) -> Video:
-    """Decodes some frames of a video, evenly spread, or of a folder that has them as pictures.
+    """Decode some frames of a video, evenly spread, or of a folder that has them as pictures.
 
     Args:
         source: a video file or its bytes, or a folder of pictures, whose sorted names give their
@@ -133,7 +133,7 @@ def _video_of_folder(folder: Path, name: str, frames: int) -> Video:
 
 
 def load_audio(source: Source, name: str, rate: int) -> np.ndarray:
-    """Decodes a sound file to one channel.
+    """Decode a sound file to one channel.
 
     Args:
         source: the file or its bytes.
@@ -174,14 +174,14 @@ def load_audio(source: Source, name: str, rate: int) -> np.ndarray:
 
 
 def _spread(total: int, wanted: int) -> list[int]:
-    """Indices evenly spread over all frames, first and last included where more than one."""
+    """Return indices evenly spread over all frames, first and last included where more than one."""
     if total <= wanted:
         return list(range(total))
     return [int(index) for index in np.linspace(0, total - 1, wanted).round()]
 
 
 def _stream(source: Source) -> Any:
-    """What PIL and PyAV open."""
+    """Return what PIL and PyAV open."""
     return io.BytesIO(source) if isinstance(source, bytes) else str(source)
 
 

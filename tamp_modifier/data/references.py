@@ -25,7 +25,7 @@ _STARTS = {
 
 
 def medium(kind: str, value: Any, place: Place) -> Part:
-    """The medium that a value of a row names or holds; nothing is decoded.
+    """Return the medium that a value of a row names or holds; nothing is decoded.
 
     Args:
         kind: "image", "video" or "audio".
@@ -111,7 +111,8 @@ def _of_data_uri(kind: str, value: str, place: Place) -> Part:
 
 
 def _of_base64(kind: str, value: str, place: Place, is_sure: bool) -> Part | None:
-    """The bytes; None for a text that may be a path and does not start like a known format."""
+    """Return the bytes; None for a text that may be a path and does not start like a known format.
+    """
     if not is_sure:
         head = value[:64].rstrip("=\r\n")
         try:

@@ -104,7 +104,7 @@ class _Beside:
         self.any = any(self.left.values())
 
     def take(self, kind: str) -> Part:
-        """The next medium of a kind."""
+        """Return the next medium of a kind."""
         if not self.left[kind]:
             article = "a" if kind == "video" else "an"
             raise DataError(
@@ -117,7 +117,7 @@ class _Beside:
         return tuple(self.take(kind) for kind in KINDS for _ in range(len(self.left[kind])))
 
     def put_first(self, turns: list[Turn]) -> list[Turn]:
-        """Puts media that no placeholder asks for before the first question."""
+        """Put media that no placeholder asks for before the first question."""
         left = {kind: len(values) for kind, values in self.left.items() if values}
         if not left:
             return turns
@@ -219,7 +219,7 @@ def _split(text: str, beside: _Beside) -> Iterator[Part]:
 
 
 def _parts(part: Any, place: Place, beside: _Beside) -> Iterator[Part]:
-    """The pieces of one part of a turn's content."""
+    """Yield the pieces of one part of a turn's content."""
     if isinstance(part, str):
         yield from _split(part, beside)
         return

@@ -18,7 +18,7 @@ _AT_ONCE = 32
 
 
 def read_parquet(file: Path) -> Iterator[RawRow]:
-    """The rows of a parquet file.
+    """Yield the rows of a parquet file.
 
     Raises:
         DataError: it is none.
@@ -35,7 +35,7 @@ def read_parquet(file: Path) -> Iterator[RawRow]:
 
 
 def read_arrow(file: Path) -> Iterator[RawRow]:
-    """The rows of an arrow file, stream or not.
+    """Yield the rows of an arrow file, stream or not.
 
     Raises:
         DataError: it is none.
@@ -62,7 +62,7 @@ def is_saved_dataset(folder: Path) -> bool:
 
 
 def read_saved_dataset(folder: Path) -> Iterator[RawRow]:
-    """The rows of a folder that ``save_to_disk`` wrote.
+    """Yield the rows of a folder that ``save_to_disk`` wrote.
 
     Raises:
         DataError: it is damaged, or has several splits.
@@ -97,7 +97,7 @@ def is_encoded_dataset(value: Any) -> bool:
 
 
 def rows_in_memory(rows: Any) -> Iterator[RawRow]:
-    """The rows of a list, of a Hugging Face dataset, or of one with a single split.
+    """Yield the rows of a list, of a Hugging Face dataset, or of one with a single split.
 
     Raises:
         DataError: it has several splits.
@@ -112,7 +112,7 @@ def rows_in_memory(rows: Any) -> Iterator[RawRow]:
 
 
 def only_split(splits: Mapping[str, Any]) -> Any:
-    """The dataset of a DatasetDict that has one split.
+    """Return the dataset of a DatasetDict that has one split.
 
     Raises:
         DataError: it has several.
@@ -152,7 +152,9 @@ def _has_json(kind: Any) -> bool:
 
 
 def _unmixed(value: Any, kind: Any) -> Any:
-    """A value with all JSON in it parsed; a number in it may have been a text, and becomes one."""
+    """Return a value with all JSON in it parsed; a number in it may have been a text, and becomes
+    one.
+    """
     if value is None:
         return None
     if _is_json(kind):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -12,6 +13,8 @@ from llmcompressor.entrypoints.oneshot import Oneshot
 from llmcompressor.pipelines.cache import IntermediatesCache
 from torch import nn
 
+from tamp_modifier.data.collate import Collator, oneshot_loader
+
 _DONE = "_tamp_guarded"
 
 
@@ -20,7 +23,8 @@ def watch_runs(before: Callable[[nn.Module], None], after: Callable[[nn.Module],
 
     A run that fails, by Ctrl-C too, leaves no hooks behind, and modifiers that have an ``abandon``
     are told. `IntermediatesCache.pin_memory`, which AWQ calls, does nothing where there is no
-    accelerator instead of raising.
+    accelerator instead of raising. Rows that come with our `Collator` are encoded by us, and it
+    learns the model's dtype before llm-compressor copies the loader.
 
     Args:
         before: called before the modifiers run.
@@ -30,6 +34,8 @@ def watch_runs(before: Callable[[nn.Module], None], after: Callable[[nn.Module],
         return
     oneshot: Any = Oneshot
     oneshot.apply_recipe_modifiers = _watched(Oneshot.apply_recipe_modifiers, before, after)
+    entry: Any = sys.modules[Oneshot.__module__]  # the function of its name hides the module
+    entry.get_calibration_dataloader = _taking_rows(entry.get_calibration_dataloader)
     cache: Any = IntermediatesCache
     cache.pin_memory = _where_it_can(IntermediatesCache.pin_memory)
     setattr(Oneshot, _DONE, True)
@@ -43,6 +49,10 @@ def _watched(
     @wraps(apply_recipe_modifiers)
     def run(self: Any, *args: Any, **kwargs: Any) -> None:
         before(self.model)
+        for loader in (*args, *kwargs.values()):
+            collator = getattr(loader, "collate_fn", None)
+            if isinstance(collator, Collator):
+                collator.use_dtype_of(self.model)
         try:
             apply_recipe_modifiers(self, *args, **kwargs)
         except BaseException:  # Ctrl-C too
@@ -55,6 +65,17 @@ def _watched(
         after(self.model)
 
     return run
+
+
+def _taking_rows(get_calibration_dataloader: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap `get_calibration_dataloader`: rows are taken where our Collator is to join them."""
+
+    @wraps(get_calibration_dataloader)
+    def get(dataset_args: Any, processor: Any) -> Any:
+        loader = oneshot_loader(dataset_args)
+        return get_calibration_dataloader(dataset_args, processor) if loader is None else loader
+
+    return get
 
 
 def _where_it_can(pin_memory: Callable[..., None]) -> Callable[..., None]:

@@ -29,6 +29,11 @@ def with_picture(
     return [*data(folder, asked(("image", "a.png"))), *options]
 
 
+def with_picture_row(folder: Path, row: object) -> list[str]:
+    picture(folder / "a.png")
+    return data(folder, row)
+
+
 def with_model(folder: Path, config: str | None) -> list[str]:
     (folder / "model").mkdir()
     if config is not None:
@@ -69,13 +74,24 @@ CASES: dict[str, Callable[[Path], list[str]]] = {
     "the config is not JSON": lambda f: with_model(f, "{"),
     "the data do not exist": lambda f: ["--data", str(f / "absent.jsonl")],
     "the data are of another kind": lambda f: with_file(
-        f, "a.csv", "a,b", "--data", str(f / "a.csv")
+        f, "a.docx", "a,b", "--data", str(f / "a.docx")
     ),
     "an empty folder": lambda f: ["--data", str(f)],
     "a line that is not JSON": lambda f: data(f, "{"),
     "a picture that does not exist": lambda f: data(f, asked(("image", "absent.png"))),
     "an empty picture": lambda f: with_picture(f, make=lambda path: path.write_bytes(b"")),
     "a corrupt picture": lambda f: with_picture(f, make=lambda path: path.write_text("no" * 99)),
+    "a picture in a key that nothing reads": lambda f: with_picture_row(
+        f, {"cover": "a.png", "text": "a cat"}
+    ),
+    "a caption of a picture that does not exist": lambda f: data(
+        f, {"image": "absent.png", "text": "a cat"}
+    ),
+    "more bad rows than are tolerated": lambda f: [
+        *data(f, *[{"image": "absent.png", "text": "a cat"}] * 3),
+        "--skip-bad",
+        "2",
+    ],
     "a picture on the web": lambda f: data(f, asked(("image", "https://example.org/a.png"))),
     "a conversation without an answer": lambda f: data(
         f, {"messages": [{"role": "user", "content": "what ?"}]}

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from tamp_modifier import TAMPModifier
 from tamp_modifier.data import Collator, DataError, Encoded, cut_text, make_loader
 from tamp_modifier.demo.evaluation import MODEL_FOLDER, load_processor
-from tamp_modifier.models import load_config, load_model
 from tamp_modifier.report import PruningReport
+from tamp_modifier.workflows.models import load_config, load_model
 from tests.architectures.inputs import (
     AUDIO_ID,
     END_ID,
@@ -29,7 +29,7 @@ from tests.architectures.inputs import (
 )
 from tests.architectures.models import ARCHITECTURES, build
 from tests.architectures.tiny import PATCH_VALUES
-from tests.calibration.files import picture
+from tests.data.files import picture
 
 PLACEHOLDERS = {"image": (IMAGE_ID,), "audio": (AUDIO_ID,)}
 

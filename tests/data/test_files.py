@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tamp_modifier.data import BadRows, Conversation, DataError, read_conversations
-from tests.calibration.files import asked, jsonl, picture
+from tests.data.files import asked, jsonl, picture
 
 VQA = {"image": "a.png", "question": "what ?", "answer": "a cat"}
 

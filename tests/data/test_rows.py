@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tamp_modifier.data import DataError, read_conversations
-from tests.calibration.files import picture, sound
+from tests.data.files import picture, sound
 
 TURNS = [{"role": "user", "content": "what ?"}, {"role": "assistant", "content": "a cat"}]
 
