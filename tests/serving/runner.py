@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.serving.process import watch_load
+from tests.serving.exact_int8 import saturates, use_exact_sums
 
 SMALL = {
     "dtype": "bfloat16",
@@ -84,6 +85,8 @@ def main() -> None:
     """Run all jobs; results are written after each one, so that a hang at exit loses nothing."""
     from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
+    if saturates():
+        use_exact_sums()
     jobs, path = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
     results: list[dict[str, Any]] = []
     for job in jobs:
