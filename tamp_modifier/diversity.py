@@ -66,7 +66,7 @@ def mean_similarities(
 
 
 def importance(similarities: Mapping[Pair, float]) -> float:
-    """Return importance of a Linear: the sum of 1 - cosine over the terms present, 0 without any."""
+    """Sum 1 - cosine over the terms of a Linear that are present: its importance, 0 without any."""
     return float(sum(1.0 - cosine for cosine in similarities.values()))
 
 

@@ -118,7 +118,7 @@ def _split_anew(metric: Tensor, pairs: Tensor, prune_n: int) -> Tensor:
 
 
 def _kept_of_four(columns: list[Tensor], prune_n: int) -> Tensor:
-    """Return what stays of four columns [groups, rows] each, summed over the rows: [groups], fp64."""
+    """Sum what stays of four columns [groups, rows] each over the rows: [groups], fp64."""
     a, b, c, d = columns
     if prune_n == 2:  # the largest of the six sums of two
         high = torch.maximum(a, b) + torch.maximum(c, d)

@@ -127,7 +127,7 @@ class Recipe:
 
 
 def given_sparsities() -> dict[str, float]:
-    """Return a sparsity for every target Linear of the demo model, that of no two layers the same."""
+    """Return a sparsity for every target Linear of the demo model, another one in each layer."""
     attention = {f"self_attn.{name}_proj": 0.4 for name in "qkvo"}
     mlp = {f"mlp.{name}_proj": 0.5 for name in ("gate", "up", "down")}
     return {

@@ -23,7 +23,7 @@ MIB = 1 << 20
 
 
 def weight_bytes(model: Any) -> dict[str, int]:
-    """Return what a decode step reads: the packed Linears, the dense ones by their shape, the head."""
+    """Return what a decode step reads: packed Linears, dense ones by their shape, the head."""
     from vllm.model_executor.layers.linear import LinearBase
 
     sizes = {"sparse": 0, "dense": 0}

@@ -42,7 +42,7 @@ def shard_progress(title: str) -> Iterator[Callable[[str, int, int], None]]:
 
 @contextlib.contextmanager
 def phases() -> Iterator[Callable[[str, int, int], None]]:
-    """Yield a bar a phase on standard error; yields what to call with (phase, steps done, steps)."""
+    """Show a bar a phase on standard error; yields what to call with (phase, steps done, steps)."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 

@@ -154,7 +154,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _recipe(args: argparse.Namespace) -> Callable[[str | None, str | None], list[Any]]:
-    """Return what makes the modifiers, given where report and finished layers go; checks them now."""
+    """Check the recipe, and return what makes it, given where report and finished layers go."""
     from pydantic import ValidationError
 
     from tamp_modifier import TAMPModifier

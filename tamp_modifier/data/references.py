@@ -111,7 +111,7 @@ def _of_data_uri(kind: str, value: str, place: Place) -> Part:
 
 
 def _of_base64(kind: str, value: str, place: Place, is_sure: bool) -> Part | None:
-    """Return the bytes; None for a text that may be a path and does not start like a known format."""
+    """Return the bytes; None for a text that may be a path and starts like no known format."""
     if not is_sure:
         head = value[:64].rstrip("=\r\n")
         try:
