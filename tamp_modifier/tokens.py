@@ -20,59 +20,17 @@ from typing import Any
 
 import torch
 
+from tamp_modifier.architectures import (
+    AUDIO_TOWERS,
+    NESTED_CONFIGS,
+    PLACEHOLDER_IDS,
+    TOWERS,
+    VISION_TOWERS,
+)
+
 TEXT, IMAGE, VIDEO, AUDIO = 0, 1, 2, 3
 MODALITY_NAMES = ("text", "image", "video", "audio")
 """Names of the token types, in the order of their numbers."""
-
-# Spellings found in the configs of transformers 4 and 5 and of models with code of their own. The
-# start, end, bos, eos and newline ids that sit next to them are left out on purpose: text.
-_SPELLINGS = {
-    "image": (
-        "image_token_id",
-        "image_token_index",
-        "image_token_ids",
-        "image_token_idx",
-        "image_pad_token_id",
-        "img_token_id",
-        "img_context_token_id",
-    ),
-    "video": (
-        "video_token_id",
-        "video_token_index",
-        "video_token_ids",
-        "video_token_idx",
-        "video_pad_token_id",
-    ),
-    "audio": (
-        "audio_token_id",
-        "audio_token_index",
-        "audio_token_ids",
-        "audio_token_idx",
-        "speech_token_id",
-        "speech_token_index",
-    ),
-}
-_VISION_TOWERS = ("vision_config", "image_config", "video_config", "vq_config", "mm_vision_tower")
-_AUDIO_TOWERS = (
-    "audio_config",
-    "speech_config",
-    "codec_config",
-    "audio_encoder_config",
-    "mm_audio_tower",
-)
-_TOWERS = {"image": _VISION_TOWERS, "video": _VISION_TOWERS, "audio": _AUDIO_TOWERS}
-
-# Nested configs that may carry the ids (the thinker of Qwen-Omni, the encoders of Phi-4). A talker,
-# a vocoder or any other config is not the model that reads the prompt.
-_NESTED = (
-    "thinker_config",
-    "text_config",
-    "language_config",
-    "llm_config",
-    "vision_config",
-    "audio_config",
-    "speech_config",
-)
 
 
 def modality_token_ids(config: Any) -> dict[str, tuple[int, ...]]:
@@ -89,7 +47,7 @@ def modality_token_ids(config: Any) -> dict[str, tuple[int, ...]]:
     """
     ids: dict[str, tuple[int, ...]] = {}
     for level in _levels(config):
-        for modality, spellings in _SPELLINGS.items():
+        for modality, spellings in PLACEHOLDER_IDS.items():
             if modality in ids or _tower_switched_off(level, modality):
                 continue
             found = [i for name in spellings for i in _as_ids(_get(level, name))]
@@ -105,7 +63,7 @@ def is_multimodal(config: Any) -> bool:
     ``thinker_config.vision_config``, LLaVA's own ``mm_vision_tower``, ...) or names a placeholder
     id.
     """
-    towers = (*_VISION_TOWERS, *_AUDIO_TOWERS)
+    towers = (*VISION_TOWERS, *AUDIO_TOWERS)
     if any(_get(level, name) for level in _levels(config) for name in towers):
         return True
     return bool(modality_token_ids(config))
@@ -242,7 +200,7 @@ def _levels(config: Any) -> list[Any]:
     thinker = _get(config, "thinker_config")
     if thinker is not None:
         return _levels(thinker)
-    nested = [_get(config, name) for name in _NESTED]
+    nested = [_get(config, name) for name in NESTED_CONFIGS]
     return [config, *(c for c in nested if c is not None and not isinstance(c, str | int))]
 
 
@@ -260,7 +218,7 @@ def _has(config: Any, name: str) -> bool:
 
 
 def _tower_switched_off(config: Any, modality: str) -> bool:
-    declared = [name for name in _TOWERS[modality] if _has(config, name)]
+    declared = [name for name in TOWERS[modality] if _has(config, name)]
     return bool(declared) and all(_get(config, name) is None for name in declared)
 
 

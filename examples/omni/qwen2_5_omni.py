@@ -15,8 +15,8 @@ from llmcompressor import oneshot
 from transformers import AutoProcessor, Qwen2_5OmniThinkerForConditionalGeneration
 
 from tamp_modifier import TAMPModifier
+from tamp_modifier.architectures import PER_TOKEN
 from tamp_modifier.data import Collator, Encoder, choose, make_loader, read_conversations
-from tamp_modifier.data.encoding import PER_TOKEN
 from tamp_modifier.demo.tiny import tiny_data, tiny_model
 from tamp_modifier.tokens import modality_token_ids
 

@@ -14,26 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-# A softmax attention module owns a projection of the queries, alone or fused with keys and values.
-# Keys and values of its own are not asked for: layers that share another layer's (Gemma3n, Gemma4)
-# have none, and latent attention (DeepSeek) splits them in two.
-_QUERY_PROJECTIONS = (
-    "q_proj",
-    "q_a_proj",
-    "q_b_proj",
-    "wq",
-    "qkv_proj",
-    "query_key_value",
-    "Wqkv",
-    "W_pack",
-    "c_attn",
-)
-# Token mixers without softmax weights. Some of them have a q_proj as well (Gated DeltaNet of
-# Olmo-Hybrid, lightning attention of MiniMax), so a query projection alone does not decide.
-_RECURRENT_CLASS = re.compile(
-    r"Delta|LinearAttention|Lightning|Mamba|SSM|R[Ww][Kk][Vv]|Retention|Recurrent|ShortConv|KDA"
-)
-_RECURRENT_PARTS = ("A_log", "dt_bias", "conv1d", "q_conv1d", "short_conv")
+from tamp_modifier.architectures import QUERY_PROJECTIONS, RECURRENT_CLASS, RECURRENT_PARTS
 
 
 def find_attention_module(decoder_layer: nn.Module) -> nn.Module | None:
@@ -59,7 +40,7 @@ def find_attention_module(decoder_layer: nn.Module) -> nn.Module | None:
             recurrent += (f"{name}.",)
             continue
         cross = "cross" in name.lower() or "cross" in type(module).__name__.lower()
-        if not cross and any(hasattr(module, part) for part in _QUERY_PROJECTIONS):
+        if not cross and any(hasattr(module, part) for part in QUERY_PROJECTIONS):
             return module
     return None
 
@@ -123,7 +104,7 @@ def last_token_attention(weights: torch.Tensor, real_tokens: torch.Tensor) -> li
 
 
 def _is_recurrent(module: nn.Module, layer: nn.Module) -> bool:
-    if any(hasattr(module, part) for part in _RECURRENT_PARTS):
+    if any(hasattr(module, part) for part in RECURRENT_PARTS):
         return True
     # The name of the model is no hint: KimiLinearAttention and RecurrentGemmaAttention are softmax.
     words, others = (re.findall("[A-Z][^A-Z]*", type(m).__name__) for m in (module, layer))
@@ -131,4 +112,4 @@ def _is_recurrent(module: nn.Module, layer: nn.Module) -> bool:
     while same < min(len(words), len(others)) and words[same] == others[same]:
         same += 1
     own_name = "".join(words[same:]) or type(module).__name__
-    return _RECURRENT_CLASS.search(own_name) is not None
+    return RECURRENT_CLASS.search(own_name) is not None

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from loguru import logger
 
+from tamp_modifier.architectures import TEXT_INPUTS
 from tamp_modifier.calibration.distributed import check_shares, gather, rank
 from tamp_modifier.tokens import MODALITY_NAMES, TEXT, real_token_mask, token_types
 
@@ -18,18 +19,6 @@ PADDING = -1
 """Token type of padding in a batch."""
 
 TokenTypesFunction = Callable[[Mapping[str, Any]], torch.Tensor]
-
-# What a batch of text alone holds, also one with the placeholders of a picture that is missing.
-_TEXT_KEYS = {
-    "input_ids",
-    "attention_mask",
-    "position_ids",
-    "cache_position",
-    "labels",
-    "loss_mask",
-    "token_type_ids",
-    "mm_token_type_ids",
-}
 
 
 @dataclass
@@ -201,7 +190,7 @@ def _types_of(
 
 def _check_placeholders(index: int, batch: Mapping[str, Any], types: torch.Tensor) -> None:
     given = {name for name, value in batch.items() if value is not None}
-    if given <= _TEXT_KEYS and bool((types != TEXT).any()):
+    if given <= TEXT_INPUTS and bool((types != TEXT).any()):
         names = [MODALITY_NAMES[code] for code in types.unique().tolist() if code != TEXT]
         raise ValueError(
             f"calibration batch {index} has {' and '.join(names)} tokens but only "

@@ -10,12 +10,7 @@ from compressed_tensors.utils import is_match
 from llmcompressor.modeling.moe.linear_experts import LinearExperts2D
 from torch import nn
 
-# Never worth pruning and never meant by "Linear": the output head, and routers, whose few rows
-# decide which expert a token goes to.
-ALWAYS_IGNORED = (
-    "re:.*lm_head$",
-    r"re:.*\.(gate|router|wg|shared_expert_gate|shared_experts_gate)(\..*)?$",
-)
+from tamp_modifier.architectures import ALWAYS_IGNORED
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,23 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tamp_modifier.architectures import FUSED, NEVER_PACKED
 from tamp_modifier.checkpoint.completeness import require_complete_folder
 from tamp_modifier.checkpoint.files import MarkerCheck, shards, stored_names
 from tamp_modifier.checkpoint.marker import INNER_KEY, QUANT_METHOD, read_marker
-from tamp_modifier.checkpoint.pack import (
-    MIN_SPARSITY,
-    NEVER_PACKED,
-    Progress,
-    iter_stored,
-    read_config,
-)
+from tamp_modifier.checkpoint.pack import MIN_SPARSITY, Progress, iter_stored, read_config
 from tamp_modifier.sparse.format import COMPUTE_DTYPES, STORAGE_DTYPES, mask_shape, nonzero
 
 HEADER_BYTES = 48
 GROUP_SIZES = (4, 8, 16, 32)
 """M of the N:M patterns that are looked for."""
-# vLLM multiplies these with one weight, which is judged as a whole.
-FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 COMPRESSED_TENSORS = "compressed-tensors"
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
+from tamp_modifier.architectures import NEVER_PACKED
 from tamp_modifier.checkpoint.files import INDEX_FILE, MarkerCheck, open_shard, shards, stored_names
 from tamp_modifier.checkpoint.legacy import read_24_bitmask, read_bitmask
 from tamp_modifier.checkpoint.marker import mark_dense, mark_packed, read_marker
@@ -31,7 +32,6 @@ from tamp_modifier.sparse.serialization import PACKED_SUFFIXES, from_tensors, to
 CONFIG_FILE = "config.json"
 # Below this sparsity a 16-bit weight would hardly shrink: the mask costs 1 bit a weight.
 MIN_SPARSITY = 0.2
-NEVER_PACKED = ("embed_tokens", "lm_head", "wte", "wpe", "word_embeddings")
 
 Progress = Callable[[str, int, int], None]
 

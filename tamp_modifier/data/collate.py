@@ -18,8 +18,9 @@ from torch import nn
 from torch.nn.functional import pad
 from torch.utils.data import DataLoader
 
+from tamp_modifier.architectures import PER_TOKEN
 from tamp_modifier.data.base import Conversation, DataError, Place, short
-from tamp_modifier.data.encoding import PER_TOKEN, Encoded, Encoder, cut_text
+from tamp_modifier.data.encoding import Encoded, Encoder, cut_text
 from tamp_modifier.data.rows import to_conversation
 from tamp_modifier.data.tables import is_dataset, is_encoded_dataset, only_split, rows_in_memory
 

@@ -9,11 +9,9 @@ from typing import Any
 
 import torch
 
+from tamp_modifier.architectures import PER_TOKEN
 from tamp_modifier.data.base import BadRows, Conversation, DataError
 from tamp_modifier.data.media import load_audio, load_picture, load_video
-
-PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels")
-"""Inputs [batch, sequence] that have one value a token; everything else belongs to media."""
 
 FRAMES = 8
 """Frames that are taken from a video by default."""

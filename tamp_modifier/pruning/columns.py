@@ -23,14 +23,12 @@ from compressed_tensors.utils import align_module_device, update_offload_paramet
 from llmcompressor.modifiers.utils.hooks import HooksMixin
 from torch import Tensor, nn
 
+from tamp_modifier.architectures import ATTENTION, MLPS
 from tamp_modifier.calibration.activations import Activations
 from tamp_modifier.calibration.targets import Target
 from tamp_modifier.permutation import GROUP, best_order
 from tamp_modifier.statistics import RowScalars
 
-# What reads the free columns -> what gives them, in the names that transformers uses.
-MLPS = (("down_proj", ("gate_proj", "up_proj")), ("down_proj", ("up_proj",)), ("fc2", ("fc1",)))
-ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 # Relative change of the logits that rounding explains; another function gives about 1.
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 HALF_TOLERANCE = 0.1
