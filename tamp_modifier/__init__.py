@@ -7,9 +7,10 @@ YAML recipes need. After ``import tamp_modifier`` transformers loads packed chec
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
-from tamp_modifier import transformers_plugin
+from tamp_modifier import moved, transformers_plugin
 
 if TYPE_CHECKING:
     from tamp_modifier.modifier import TAMPModifier
@@ -18,6 +19,7 @@ __version__ = "0.1.0"
 __all__ = ["TAMPModifier", "__version__"]
 
 transformers_plugin.install()
+moved.install(sys.modules[__name__])
 
 
 def __getattr__(name: str) -> Any:
