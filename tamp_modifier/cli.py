@@ -36,8 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
     try:
         args.run(args)
-    except KeyboardInterrupt:
-        print("tamp: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"tamp: interrupted{f'; {interrupt}' if interrupt.args else ''}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of our output (head, less) has gone; nothing is left to say to it.

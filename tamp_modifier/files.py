@@ -62,10 +62,61 @@ def probe(folder: Path) -> None:
 
 
 @contextmanager
+def only_writer(path: Path) -> Iterator[None]:
+    """Keep others from writing to the same place while the block runs.
+
+    The lock is ``PATH.lock`` and holds the process's id. The system releases it when the process
+    ends, however it ends, so that of a dead process is taken over.
+
+    Args:
+        path: a file or folder, which need not exist.
+
+    Raises:
+        OSError: another run is writing there; names its process.
+    """
+    place = path.absolute()
+    file = place.with_name(place.name + ".lock")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle = _lock(file, path)
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _lock(file: Path, path: Path) -> int:
+    import fcntl  # not on Windows, where nothing of this package prunes or serves
+
+    while True:
+        handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The one that had it may have removed the file after it was opened here.
+            if file.exists() and os.fstat(handle).st_ino == file.stat().st_ino:
+                os.truncate(handle, 0)
+                os.write(handle, str(os.getpid()).encode())
+                return handle
+        except BlockingIOError:
+            owner = os.read(handle, 20).decode(errors="replace") or "another one"
+            os.close(handle)
+            raise OSError(
+                errno.EBUSY,
+                f"process {owner} is writing it; wait until it ends, or give another place",
+                str(path),
+            ) from None
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+@contextmanager
 def new_folder(out: Path, hint: str = "", temporary: Path | None = None) -> Iterator[Path]:
     """Give a folder beside `out` to write into, and renames it at the end.
 
-    After an error, an interrupt or SIGTERM nothing of it is left.
+    After an error, an interrupt or SIGTERM nothing of it is left. While another process writes
+    to the same `out`, it is refused.
 
     Args:
         out: must not exist, or be empty.
@@ -74,17 +125,24 @@ def new_folder(out: Path, hint: str = "", temporary: Path | None = None) -> Iter
             what a killed run has left goes first.
 
     Raises:
-        OSError: writing failed, be it for a full disk.
+        OSError: writing failed, be it for a full disk, or another process writes to `out`.
     """
-    if temporary is None:
-        temporary = out.with_name(out.name + ".tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-    else:
-        temporary.mkdir(parents=True)
+    with only_writer(out.with_name(out.name + ".tmp")):
+        if temporary is None:
+            temporary = out.with_name(out.name + ".tmp")
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.mkdir(parents=True)
+        with _whole(out, temporary, hint):
+            yield temporary
+
+
+@contextmanager
+def _whole(out: Path, temporary: Path, hint: str) -> Iterator[None]:
     before = _catch_termination()
     try:
         temporary.mkdir(parents=True, exist_ok=True)
-        yield temporary
+        yield
         for file in temporary.rglob("*"):
             if file.is_file():
                 with open(file, "rb") as handle:

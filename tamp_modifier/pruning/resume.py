@@ -8,7 +8,8 @@ The folder holds
 - ``00000.safetensors`` and so on: the Linears of one decoder layer each, pruned, with what the
   report tells of them. Where pruning only sets weights to zero, one bit a weight is enough.
 
-Every file appears whole or not at all. A run that goes on passes its samples through the finished
+Every file appears whole or not at all and carries a digest of what is in it: one that was changed,
+by whomever, is refused. A run that goes on passes its samples through the finished
 layers again, as their outputs are the inputs of the next, but collects nothing there and prunes
 nothing anew; so it ends with the same bits as one that was never killed.
 """
@@ -26,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from compressed_tensors.utils import align_module_device
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from tamp_modifier.calibration.activations import Activations
@@ -40,6 +41,9 @@ from tamp_modifier.pruning.pruner import Pruner
 
 VALUES = 4096
 """Values of every parameter that enter the digest of a model, evenly spread."""
+
+
+ANEW = "Start anew with --restart, or remove that folder"
 
 
 class ResumeError(ValueError):
@@ -67,7 +71,8 @@ class Resume:
         """Find what an earlier run of the same kind has finished.
 
         Raises:
-            ResumeError: the folder belongs to another run; tells in what they differ.
+            ResumeError: the folder belongs to another run, tells in what they differ; or a file in
+                it is damaged, names it.
         """
         # As JSON gives it back, so that tuples and lists compare.
         now = json.loads(json.dumps(fingerprint))
@@ -78,18 +83,17 @@ class Resume:
                 raise ResumeError(
                     f"{self._folder} has files in it, but none of a run of tamp-modifier"
                 )
-            write_json(path, now)
+            _write(path, now)
             return
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = _read(path)
         different = _differences(before, now)
         if different:
             raise ResumeError(
-                f"{self._folder} is of another run: {'; '.join(different)}. Remove it to start "
-                "anew, or run as before to go on"
+                f"{self._folder} is of another run: {'; '.join(different)}. {ANEW}, or run as "
+                "before to go on"
             )
         for file in sorted(self._folder.glob("*.safetensors")):
-            with safe_open(file, "pt") as tensors:
-                self._finished |= dict.fromkeys(json.loads(tensors.metadata()["linears"]), file)
+            self._finished |= dict.fromkeys(_check_layer(file), file)
 
     # -- the dense pass
 
@@ -108,12 +112,18 @@ class Resume:
                 for name in names
             },
         }
-        write_json(self._folder / "dense_pass.json", data)
+        _write(self._folder / "dense_pass.json", data)
 
     def load_measurement(self) -> SavedMeasurement | None:
-        """Return what an earlier dense pass measured; None if none was completed."""
+        """Return what an earlier dense pass measured; None if none was completed.
+
+        Raises:
+            ResumeError: the file is damaged, or lost since layers were finished after it.
+        """
         path = self._folder / "dense_pass.json"
-        return SavedMeasurement(json.loads(path.read_text())) if path.exists() else None
+        if self._finished and not path.exists():
+            raise _damaged(path, "it is gone, and layers were finished by what it held")
+        return SavedMeasurement(_read(path)) if path.exists() else None
 
     # -- the pruning pass
 
@@ -156,9 +166,70 @@ class Resume:
                 weight = target.module.weight.detach().cpu()
             tensors[target.name] = _pack(weight) if keeps_weights else weight.contiguous()
             records[target.name] = {"mask": keeps_weights, **selected.record(target.name)}
-        path = self._folder / f"{len(list(self._folder.glob('*.safetensors'))):05d}.safetensors"
+        # Not the first free number: a file in between may have been lost.
+        numbers = [int(file.stem) for file in self._folder.glob("[0-9]*.safetensors")]
+        path = self._folder / f"{max(numbers, default=-1) + 1:05d}.safetensors"
+        described = json.dumps(records)
+        metadata = {"linears": described, "digest": _digest_layer(tensors, described)}
         with whole_file(path) as file:
-            save_file(tensors, file, metadata={"linears": json.dumps(records)})
+            save_file(tensors, file, metadata=metadata)
+
+
+def _write(path: Path, data: Mapping[str, Any]) -> None:
+    """Write JSON with a digest of it."""
+    write_json(path, {**data, "digest": _digest_json(data)})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Read what `_write` wrote.
+
+    Raises:
+        ResumeError: the file is damaged or was changed.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        digest = data.pop("digest", None)
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise _damaged(path, str(error)) from None
+    if digest != _digest_json(data):
+        raise _damaged(path, "its digest does not fit")
+    return data
+
+
+def _check_layer(file: Path) -> dict[str, Any]:
+    """Return what a file of finished Linears tells of them.
+
+    Raises:
+        ResumeError: the file is damaged or was changed.
+    """
+    try:
+        with safe_open(file, "pt") as opened:
+            metadata = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        described = metadata["linears"]
+        if metadata["digest"] != _digest_layer(tensors, described):
+            raise ValueError("its digest does not fit")
+        return json.loads(described)
+    except KeyError as error:
+        raise _damaged(file, f"it lacks {error.args[0]}") from None
+    except (OSError, ValueError, SafetensorError) as error:
+        raise _damaged(file, str(error)) from None
+
+
+def _damaged(file: Path, why: str) -> ResumeError:
+    return ResumeError(f"{file} is damaged: {' '.join(why.split())}. {ANEW}")
+
+
+def _digest_json(data: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(data, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _digest_layer(tensors: Mapping[str, torch.Tensor], described: str) -> str:
+    digest = hashlib.blake2b(described.encode(), digest_size=16)
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {list(tensors[name].shape)}".encode())
+        _add(digest, tensors[name].flatten())
+    return digest.hexdigest()
 
 
 class SavedMeasurement:

@@ -23,7 +23,7 @@ from tamp_modifier.data import (
     make_loader,
     read_conversations,
 )
-from tamp_modifier.files import check_output, new_folder, write_json
+from tamp_modifier.files import check_output, new_folder, only_writer, write_json
 from tamp_modifier.report.model import REPORT_FILE, SAMPLES_FILE, PruningReport
 from tamp_modifier.tokens import modality_token_ids
 from tamp_modifier.workflows.models import load_config, load_model, load_processor
@@ -136,10 +136,10 @@ def prune(
     dtype: str = "auto",
     restart: bool = False,
 ) -> Pruned:
-    """Load the model, runs the recipe and saves model, processor and report.
+    """Load the model, run the recipe and save model, processor and report.
 
     Finished decoder layers are kept in ``OUT.partial`` until the model is saved; a run that was
-    killed goes on from there.
+    killed goes on from there. While it lives, no other run writes to the same folder.
 
     Args:
         prepared: the calibration samples.
@@ -151,10 +151,31 @@ def prune(
 
     Raises:
         ValueError: what the modifiers refuse.
-        OSError: saving failed.
+        OSError: saving failed, or another run writes to the same folder.
         RuntimeError: calibration failed.
+        KeyboardInterrupt: it was interrupted; says how to go on.
     """
     check_output(out)
+    with only_writer(out):
+        try:
+            return _prune(prepared, make_recipe, out, dtype, restart)
+        except KeyboardInterrupt:
+            partial = out.with_name(out.name + ".partial")
+            if any(partial.glob("*.safetensors")):
+                raise KeyboardInterrupt(
+                    f"the finished layers are kept in {partial}: the same command goes on from "
+                    "there, with --restart it starts anew"
+                ) from None
+            raise
+
+
+def _prune(
+    prepared: Prepared,
+    make_recipe: Callable[[str, str], list[Any]],
+    out: Path,
+    dtype: str,
+    restart: bool,
+) -> Pruned:
     partial = out.with_name(out.name + ".partial")
     if restart:
         shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,76 @@
+"""Files and folders appear whole, and one run at a time writes to a place."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tamp_modifier.files import new_folder, only_writer, whole_file, write_json
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from tamp_modifier.files import only_writer
+with only_writer(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> subprocess.Popen[str]:
+    """Another process that writes to ``out``."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / "out")], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_second_run_is_refused_while_the_first_lives(
+    holder: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    try:
+        with pytest.raises(OSError, match=f"process {holder.pid} is writing it"):
+            with only_writer(tmp_path / "out"):
+                pass
+    finally:
+        holder.kill()
+        holder.wait()
+    with only_writer(tmp_path / "out"):  # the dead one's lock is taken over
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_new_folders_of_one_name_do_not_touch_each_other(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with new_folder(out) as first:
+        (first / "weights").write_text("whole")
+        with pytest.raises(OSError, match=f"process {os.getpid()} is writing it"):
+            with new_folder(out):
+                pass
+        assert (first / "weights").read_text() == "whole"
+    assert (out / "weights").read_text() == "whole"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_file_is_whole_or_absent_and_has_the_mode_of_the_umask(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "file.json"
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, {"a": float("nan")})
+    with pytest.raises(KeyError), whole_file(path) as file:
+        file.write_text("half")
+        raise KeyError
+    assert not path.exists()
+    before = os.umask(0o027)
+    try:
+        write_json(path, {"a": [1, 2]})
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert path.read_text() == '{\n "a": [ 1, 2 ]\n}\n'
+    assert [entry.name for entry in path.parent.iterdir()] == ["file.json"]
