@@ -23,8 +23,8 @@ from typing import Any
 
 from benchmarks.serving.engine import PROMPT
 from benchmarks.serving.models import MODELS
-from benchmarks.serving.process import environment, run_limited
 from benchmarks.serving.tables import markdown
+from devtools.vllm_process import environment, run_limited
 
 SPARSITIES = (0.5, 0.6, 0.7)
 BATCHES = (1, 2, 4, 8, 16)

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.serving.process import watch_load
+from devtools.vllm_process import watch_load
 
 PROMPT = 64
 """Tokens of a prompt."""

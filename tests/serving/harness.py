@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.serving.process import ROOT, end_process, environment, run_limited
+from devtools.vllm_process import ROOT, end_process, environment, run_limited
 
 
 def run_jobs(

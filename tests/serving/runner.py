@@ -16,7 +16,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from benchmarks.serving.process import watch_load
+from devtools.vllm_process import watch_load
 from tests.serving.exact_int8 import saturates, use_exact_sums
 
 SMALL = {

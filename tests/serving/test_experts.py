@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.serving.process import ROOT
+from devtools.vllm_process import ROOT
 from tests.serving.harness import run_jobs
 from tests.serving.test_recipes import COMPRESS_PYTHON
 

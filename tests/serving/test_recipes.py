@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.serving.process import ROOT
+from devtools.vllm_process import ROOT
 from tamp_modifier.demo.evaluation import evaluation_samples
 from tamp_modifier.demo.pictures import draw
 from tamp_modifier.demo.questions import PICTURE_TASKS, TEXT_TASKS

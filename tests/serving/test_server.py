@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.serving.process import ROOT
+from devtools.vllm_process import ROOT
 from tests.serving.harness import Server, serve
 
 

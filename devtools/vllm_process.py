@@ -1,4 +1,4 @@
-"""Starts vLLM in a process of its own, and watches its memory; the tests use it too."""
+"""Starts vLLM in a process of its own, and watches its memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[1]
 
 
 def environment(plugin: bool) -> dict[str, str]:
