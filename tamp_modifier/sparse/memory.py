@@ -36,7 +36,7 @@ def huge_page() -> int:
     return size if size <= REGION_BYTES // 8 else 0
 
 
-class _Region:
+class Region:
     """Anonymous memory that begins at a huge page; tensors keep it alive."""
 
     def __init__(self, size: int) -> None:
@@ -61,27 +61,36 @@ class _Region:
         return torch.frombuffer(self.memory, dtype=dtype, count=count, offset=start)
 
 
-_lock = threading.Lock()
-_current: _Region | None = None
-
-
-def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Like `torch.empty` on CPU, for tensors that live as long as the model.
+class Arena:
+    """Places tensors that live as long as the model.
 
     A short-lived tensor between long-lived ones would keep its memory until they are gone.
+
+    Attributes:
+        region: memory that small tensors share at present; None before the first one.
     """
-    global _current
-    count = math.prod(shape)
-    if not count or not huge_page():
-        return torch.empty(shape, dtype=dtype, device="cpu")
-    size = count * dtype.itemsize
-    if size >= REGION_BYTES // 2:
-        tensor = _Region(size).take(count, dtype)
-    else:
-        with _lock:
-            tensor = None if _current is None else _current.take(count, dtype)
-            if tensor is None:
-                _current = _Region(REGION_BYTES)
-                tensor = _current.take(count, dtype)
-    assert tensor is not None  # a new region has room
-    return tensor.view(shape)
+
+    def __init__(self) -> None:
+        self.region: Region | None = None
+        self._lock = threading.Lock()
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Return an uninitialised CPU tensor, as `torch.empty` does."""
+        count = math.prod(shape)
+        if not count or not huge_page():
+            return torch.empty(shape, dtype=dtype, device="cpu")
+        size = count * dtype.itemsize
+        if size >= REGION_BYTES // 2:
+            tensor = Region(size).take(count, dtype)
+        else:
+            with self._lock:
+                tensor = None if self.region is None else self.region.take(count, dtype)
+                if tensor is None:
+                    self.region = Region(REGION_BYTES)
+                    tensor = self.region.take(count, dtype)
+        assert tensor is not None  # a new region has room
+        return tensor.view(shape)
+
+
+empty = Arena().empty
+"""`Arena.empty` of the one arena that this process packs into."""

@@ -14,15 +14,11 @@ from tamp_modifier.sparse import memory
 needs_huge_pages = pytest.mark.skipif(not memory.huge_page(), reason="Linux with huge pages only")
 
 
-@pytest.fixture(autouse=True)
-def own_region(monkeypatch):
-    monkeypatch.setattr(memory, "_current", None)
-
-
 def test_tensors_have_the_shape_and_dtype_and_do_not_overlap():
     shapes = [(3, 5), (7,), (1000, 33), (), (0, 4), (9, 1, 2)]
     dtypes = [torch.bfloat16, torch.int32, torch.int8, torch.float32, torch.int64, torch.float16]
-    tensors = [memory.empty(*pair) for pair in zip(shapes, dtypes, strict=True)]
+    arena = memory.Arena()
+    tensors = [arena.empty(*pair) for pair in zip(shapes, dtypes, strict=True)]
     for i, tensor in enumerate(tensors):
         assert tensor.shape == torch.Size(shapes[i]) and tensor.dtype == dtypes[i]
         assert tensor.numel() == 0 or tensor.data_ptr() % memory.ALIGNMENT == 0
@@ -33,14 +29,15 @@ def test_tensors_have_the_shape_and_dtype_and_do_not_overlap():
 
 @needs_huge_pages
 def test_a_large_tensor_begins_at_a_huge_page_and_a_full_region_is_followed_by_another():
-    large = memory.empty((memory.REGION_BYTES,), torch.uint8)
+    arena = memory.Arena()
+    large = arena.empty((memory.REGION_BYTES,), torch.uint8)
     assert large.data_ptr() % memory.huge_page() == 0
     large[-1] = 1
     third = memory.REGION_BYTES // 3 - memory.ALIGNMENT
-    first, second, other = (memory.empty((third,), torch.uint8) for _ in range(3))
+    first, second, other = (arena.empty((third,), torch.uint8) for _ in range(3))
     assert first.data_ptr() % memory.huge_page() == 0
     assert second.data_ptr() - first.data_ptr() - third in range(memory.ALIGNMENT)
-    last = memory.empty((third,), torch.uint8)
+    last = arena.empty((third,), torch.uint8)
     assert last.data_ptr() % memory.huge_page() == 0
     for tensor in (first, second, other, last):
         tensor[-1] = 1
@@ -48,10 +45,11 @@ def test_a_large_tensor_begins_at_a_huge_page_and_a_full_region_is_followed_by_a
 
 @needs_huge_pages
 def test_memory_goes_with_the_last_tensor():
-    tensors = [memory.empty((100,), torch.float32) for _ in range(2)]
-    assert memory._current is not None
-    region = weakref.ref(memory._current.memory)
-    memory._current = None
+    arena = memory.Arena()
+    tensors = [arena.empty((100,), torch.float32) for _ in range(2)]
+    assert arena.region is not None
+    region = weakref.ref(arena.region.memory)
+    arena.region = None
     tensors.pop()
     gc.collect()
     assert region() is not None
