@@ -46,7 +46,7 @@ def product_dtype(weight: Tensor, hessian: Tensor, damping: float) -> torch.dtyp
         hessian: fp32 [in, in], damped.
         damping: least share of its diagonal.
     """
-    if weight.dtype not in (torch.bfloat16, torch.float16) or not _has_bfloat16(weight.device):
+    if weight.dtype not in (torch.bfloat16, torch.float16) or not has_bfloat16(weight.device):
         return torch.float32
     scale = hessian.diagonal().rsqrt()
     rounding = (hessian - hessian.bfloat16()).mul_(scale[:, None]).mul_(scale)
@@ -54,7 +54,7 @@ def product_dtype(weight: Tensor, hessian: Tensor, damping: float) -> torch.dtyp
     return torch.bfloat16 if moved <= damping / 2.0 else torch.float32
 
 
-def _has_bfloat16(device: torch.device) -> bool:
+def has_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 faster than fp32; elsewhere it is emulated."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

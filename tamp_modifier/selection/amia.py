@@ -95,7 +95,7 @@ def select_amia(
     if not math.isfinite(sum(score_list) + sum(row_means)):
         raise NonFiniteError("outputs or attention of a sample are not finite")
 
-    order = _pick_order(score_list, near.tolist(), near_cosines.tolist())
+    order = pick_order(score_list, near.tolist(), near_cosines.tolist())
     limit = max(threshold * math.sqrt(max(1.0 - density, 0.0)), MMD_RESOLUTION)
     picked = _stop_by_mmd(order, kernel, row_means, limit)
     return torch.tensor(sorted(picked), device=outputs.device)
@@ -119,7 +119,7 @@ def _cosines(outputs: Tensor) -> Tensor:
     return cosines
 
 
-def _pick_order(
+def pick_order(
     scores: list[float], near: list[list[int]], near_cosines: list[list[float]]
 ) -> Iterator[int]:
     """Tokens in the order in which they are picked, all N of them if asked for.

@@ -75,7 +75,7 @@ def _expanded_linear(
         out[:, first:last] = torch.nn.functional.linear(x, part, part_bias)
 
 
-def _cpu(
+def cpu_linear(
     x: Tensor,
     mask: Tensor,
     values: Tensor,
@@ -83,6 +83,10 @@ def _cpu(
     out_features: int,
     bias: Tensor | None = None,
 ) -> Tensor:
+    """`linear` on the CPU: the native kernel where it beats a dense product, else torch.
+
+    Arguments, result and errors as in `linear`; `mask`, `values` and `offsets` are the weight.
+    """
     _check(x, mask, values, offsets, out_features, bias)
     in_features = x.shape[-1]
     out = x.new_empty(*x.shape[:-1], out_features)
@@ -101,7 +105,7 @@ def _cpu(
     return out
 
 
-def _cuda(
+def gpu_linear(
     x: Tensor,
     mask: Tensor,
     values: Tensor,
@@ -109,6 +113,10 @@ def _cuda(
     out_features: int,
     bias: Tensor | None = None,
 ) -> Tensor:
+    """`linear` on a GPU: the Triton kernel for few rows of `x`, else a dense product.
+
+    Arguments, result and errors as in `linear`; without Triton the weight is expanded by torch.
+    """
     _check(x, mask, values, offsets, out_features, bias)
     flat = x.reshape(x.numel() // max(1, x.shape[-1]), x.shape[-1]).contiguous()
     if flat.numel() == 0 or out_features == 0:
@@ -158,8 +166,8 @@ _library.define(
     "Tensor? bias=None) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
-_library.impl("sparse_linear", _cpu, "CPU")
-_library.impl("sparse_linear", _cuda, "CUDA")
+_library.impl("sparse_linear", cpu_linear, "CPU")
+_library.impl("sparse_linear", gpu_linear, "CUDA")
 torch.library.register_fake("tamp_modifier::sparse_linear", _fake_linear, lib=_library)
 _library.define(
     "expand(Tensor mask, Tensor values, Tensor offsets, SymInt out_features, SymInt in_features) "

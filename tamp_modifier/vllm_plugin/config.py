@@ -140,7 +140,7 @@ class TampSparseConfig(QuantizationConfig):
             method, (UnquantizedLinearMethod, CompressedTensorsLinearMethod)
         ):
             return method
-        pruned, expected = self._lookup(prefix)
+        pruned, expected = self.lookup(prefix)
         if not pruned:
             return method
         chosen = sparse_method(method, layer, prefix, expected, self.summary)
@@ -151,8 +151,16 @@ class TampSparseConfig(QuantizationConfig):
             )
         return chosen
 
-    def _lookup(self, prefix: str) -> tuple[bool, int | None]:
-        """Whether a layer (fused or not) is pruned, and its non-zero weights if all are listed."""
+    def lookup(self, prefix: str) -> tuple[bool, int | None]:
+        """Look a layer up in the marker.
+
+        Args:
+            prefix: vLLM's name of a Linear, fused or not.
+
+        Returns:
+            Whether any part of it is pruned (True where the marker lists nothing), and its number
+            of non-zero weights; None where the marker does not list every part.
+        """
         linears = self.marker.linears
         if linears is None:
             return True, None

@@ -72,7 +72,7 @@ def correlated(common: float, width: int = 1024) -> torch.Tensor:
 def test_products_are_in_bfloat16_only_where_the_hessian_survives_rounding(
     common: float, safe: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(refitting, "_has_bfloat16", lambda device: True)
+    monkeypatch.setattr(refitting, "has_bfloat16", lambda device: True)
     hessian, weight = correlated(common), torch.randn(4, 1024)
     dtype = product_dtype(weight.bfloat16(), hessian, 0.05)
     assert dtype == (torch.bfloat16 if safe else torch.float32)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tamp_modifier.diversity import mean_similarities
 from tamp_modifier.selection import SELECTIONS, get_selection
-from tamp_modifier.selection.amia import TILE, _pick_order, select_amia
+from tamp_modifier.selection.amia import TILE, pick_order, select_amia
 
 
 def slow_amia(
@@ -102,12 +102,12 @@ def test_picks_over_several_blocks_and_tiles() -> None:
 def test_damping_at_distance_one_is_exp_of_minus_a_fifth() -> None:
     # After token 0, token 1 is left with 0.9 - 0.8187 = 0.0813, between tokens 2 and 3.
     scores, near = [1.0, 0.9, 0.083, 0.08], [[1], [0], [0], [0]]
-    assert list(_pick_order(scores, near, [[0.0]] * 4)) == [0, 2, 1, 3]
+    assert list(pick_order(scores, near, [[0.0]] * 4)) == [0, 2, 1, 3]
 
 
 def test_negative_scores_do_not_raise_their_neighbors() -> None:
     scores, near = [-1.0, -2.0, -1.5], [[1], [0], [0]]
-    assert list(_pick_order(scores, near, [[1.0]] * 3)) == [0, 2, 1]
+    assert list(pick_order(scores, near, [[1.0]] * 3)) == [0, 2, 1]
 
 
 @settings(max_examples=60, deadline=None)

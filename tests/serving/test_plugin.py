@@ -78,15 +78,15 @@ def test_fused_linears_are_matched_to_their_parts() -> None:
 
     config = TampSparseConfig()
     config.packed_modules_mapping = {"qkv_proj": ["q_proj", "k_proj", "v_proj"]}
-    assert config._lookup("model.qkv_proj") == (True, None)  # no list: judged by the zeros
+    assert config.lookup("model.qkv_proj") == (True, None)  # no list: judged by the zeros
     config.marker = Marker({"model.q_proj": 1, "model.k_proj": 2, "model.v_proj": 4, "o_proj": 8})
-    assert config._lookup("model.qkv_proj") == (True, 7)
-    assert config._lookup("o_proj") == (True, 8)
-    assert config._lookup("down_proj") == (False, None)
+    assert config.lookup("model.qkv_proj") == (True, 7)
+    assert config.lookup("o_proj") == (True, 8)
+    assert config.lookup("down_proj") == (False, None)
     del config.marker.linears["model.k_proj"]  # type: ignore[union-attr]
-    assert config._lookup("model.qkv_proj") == (True, None)
+    assert config.lookup("model.qkv_proj") == (True, None)
     config.apply_vllm_mapper(WeightsMapper(orig_to_new_prefix={"model.": "language_model."}))
-    assert config._lookup("language_model.qkv_proj") == (True, None)
+    assert config.lookup("language_model.qkv_proj") == (True, None)
 
 
 def test_the_mapper_unpacks_in_every_join() -> None:

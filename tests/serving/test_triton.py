@@ -20,7 +20,7 @@ for dtype in (torch.bfloat16, torch.float16, torch.float32):
         assert torch.equal(triton_kernels.expand(*tensors, packed.shape), weight)
         for rows in (1, 3, 9):
             x, bias = torch.randn(rows, shape[1]).to(dtype), torch.randn(shape[0]).to(dtype)
-            y = ops._cuda(x, *tensors, shape[0], bias)
+            y = ops.gpu_linear(x, *tensors, shape[0], bias)
             exact = x.double() @ weight.double().t() + bias.double()
             # The interpreter cuts fp32 off to bf16 where a GPU rounds: one more bit of error.
             rounding = {torch.bfloat16: 2**-7, torch.float16: 2**-11}.get(dtype, 2**-22)
