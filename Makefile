@@ -91,12 +91,16 @@ ask: $(SERVE_STAMP) ## ask the served model about a picture (after `make serve`)
 # ---- tests ---------------------------------------------------------------------------------------
 
 .PHONY: check
-check: $(STAMP) ## ruff, mypy, clang-format and the warnings of the C compiler
+check: $(STAMP) ## ruff, mypy, pymarkdown, typos, clang-format and the warnings of the C compiler
 	@echo "== ruff"
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
 	@echo "== mypy"
 	@$(BIN)/mypy
+	@echo "== pymarkdown"
+	@$(BIN)/pymarkdown scan --recurse *.md .github benchmarks docs examples recipes tamp_modifier
+	@echo "== typos"
+	@$(BIN)/typos
 	@echo "== clang-format"
 	@$(BIN)/clang-format --dry-run -Werror $(CSRC)/*.[ch]
 	@echo "== $(CC)"
