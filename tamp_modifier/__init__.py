@@ -15,7 +15,7 @@ from tamp_modifier import moved, transformers_plugin
 if TYPE_CHECKING:
     from tamp_modifier.modifier import TAMPModifier
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 __all__ = ["TAMPModifier", "__version__"]
 
 transformers_plugin.install()

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tamp_modifier import __version__
+
 BLOCK = """
 import sys
 from importlib.abc import MetaPathFinder
@@ -97,6 +99,14 @@ def test_importing_the_modifier_registers_it_for_yaml_recipes() -> None:
     )
 
 
+def test_the_version_is_said_once_and_the_changelog_begins_with_it() -> None:
+    root = Path(__file__).parent.parent
+    project, _ = (root / "pyproject.toml").read_text().split("[project.optional-dependencies]")
+    assert 'dynamic = ["version"]' in project and "\nversion =" not in project
+    newest = re.findall(r"^## \[([\w.]+)\]", (root / "CHANGELOG.md").read_text(), re.M)[0]
+    assert newest == __version__.removesuffix(".dev0")
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """An sdist of a copy of this tree, and a wheel made from that sdist alone."""
@@ -134,7 +144,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(built: tuple[Path, Path]) 
     allowed = re.compile(
         r"tamp_modifier/([a-z_]+/)*([a-z0-9_]+\.py|py\.typed|[a-z0-9_]+\.[ch]|_native[\w.-]*\.so)"
         r"|tamp_modifier/demo/model/[\w.-]+"
-        r"|tamp_modifier-[\d.]+\.dist-info/.+"
+        rf"|tamp_modifier-{re.escape(__version__)}\.dist-info/.+"
     )
     assert [name for name in names if not allowed.fullmatch(name)] == []
     assert "tamp = tamp_modifier.cli:main" in entry_points(wheel)
