@@ -26,11 +26,15 @@ def __getattr__(name: str) -> Any:
     if name == "TAMPModifier":
         try:
             from tamp_modifier.modifier import TAMPModifier
-        except ModuleNotFoundError as error:
-            if (error.name or "").split(".")[0] not in ("llmcompressor", "compressed_tensors"):
-                raise
-            raise ImportError(
-                'TAMPModifier needs llm-compressor: pip install "tamp-modifier[compress]"'
-            ) from error
+        except (ImportError, AttributeError) as error:
+            missing = error.name if isinstance(error, ModuleNotFoundError) else None
+            if missing in ("llmcompressor", "compressed_tensors"):
+                raise ImportError(
+                    'TAMPModifier needs llm-compressor: pip install "tamp-modifier[compress]"'
+                ) from error
+            from tamp_modifier.upstream.names import require_llm_compressor
+
+            require_llm_compressor()  # tells all that is missing, with versions
+            raise
         return TAMPModifier
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

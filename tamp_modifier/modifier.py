@@ -37,7 +37,7 @@ from tamp_modifier.selection.registry import AnySelection, get_selection
 from tamp_modifier.tokens import is_multimodal, modality_token_ids, parse_modality_token_ids
 from tamp_modifier.upstream.experts import check_experts
 from tamp_modifier.upstream.tracing import complete_tracing
-from tamp_modifier.zeros.keep import guard_zeros, refuse_lost_zeros
+from tamp_modifier.zeros.keep import guard_zeros, refuse_lost_zeros, watch_zeros
 
 __all__ = ["TAMPModifier"]
 
@@ -266,7 +266,13 @@ class TAMPModifier(Modifier):
     # -- lifecycle
 
     def on_initialize(self, state: State, **kwargs: Any) -> bool:
-        """Find the target Linears and refuses what cannot work."""
+        """Find the target Linears and refuses what cannot work.
+
+        Raises:
+            UpstreamChanged: llm-compressor lacks a name that is relied on.
+            ValueError: see the class.
+        """
+        guard_zeros()
         if state.data.calib is None or len(state.data.calib) == 0:
             raise ValueError("TAMPModifier needs calibration data; give `dataset` to oneshot")
         if self.report_path is not None and is_source_process():
@@ -413,5 +419,5 @@ class TAMPModifier(Modifier):
 
 
 ModifierFactory.register("TAMPModifier", TAMPModifier)
-# Now, because a run that makes its modifiers from YAML has begun by then.
-guard_zeros()
+# Now, because a run that makes its modifiers from YAML has begun when they are initialised.
+watch_zeros()

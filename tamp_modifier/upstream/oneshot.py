@@ -36,9 +36,19 @@ def watch_runs(before: Callable[[nn.Module], None], after: Callable[[nn.Module],
     oneshot.apply_recipe_modifiers = _watched(Oneshot.apply_recipe_modifiers, before, after)
     entry: Any = sys.modules[Oneshot.__module__]  # the function of its name hides the module
     entry.get_calibration_dataloader = _taking_rows(entry.get_calibration_dataloader)
+    setattr(Oneshot, _DONE, True)
+
+
+def pin_where_possible() -> None:
+    """Make `pin_memory`, which AWQ calls, do nothing without an accelerator; idempotent.
+
+    Where there is none torch would raise.
+    """
+    if getattr(IntermediatesCache, _DONE, False):
+        return
     cache: Any = IntermediatesCache
     cache.pin_memory = _where_it_can(IntermediatesCache.pin_memory)
-    setattr(Oneshot, _DONE, True)
+    setattr(IntermediatesCache, _DONE, True)
 
 
 def _watched(

@@ -14,19 +14,34 @@ from torch import Tensor, nn
 
 from tamp_modifier.messages import some
 from tamp_modifier.upstream.gptq import keep_masks
-from tamp_modifier.upstream.oneshot import watch_runs
+from tamp_modifier.upstream.names import require_llm_compressor
+from tamp_modifier.upstream.oneshot import pin_where_possible, watch_runs
 from tamp_modifier.upstream.saving import complete_when_saved
 from tamp_modifier.zeros import remembered as preserve
+
+
+def watch_zeros() -> None:
+    """Check remembered zeros around every run of llm-compressor in this process; idempotent.
+
+    Importing TAMPModifier calls it: a run that makes its modifiers from YAML has begun when these
+    are initialised, too late to watch it. Models of which nothing is remembered
+    (`remembered.remember`) are treated as before.
+    """
+    watch_runs(before=forget_changed, after=_check_run)
 
 
 def guard_zeros() -> None:
     """Make every run of llm-compressor in this process keep remembered zeros; idempotent.
 
-    Importing TAMPModifier calls it. Models of which nothing is remembered (`remembered.remember`)
-    are treated as before.
+    TAMPModifier calls it when it is initialised.
+
+    Raises:
+        UpstreamChanged: llm-compressor lacks a name that is patched or reached into.
     """
+    require_llm_compressor()
+    watch_zeros()
     keep_masks(_mask_of)
-    watch_runs(before=forget_changed, after=_check_run)
+    pin_where_possible()
 
 
 def _mask_of(module: nn.Module, device: torch.device) -> Tensor | None:
