@@ -31,7 +31,7 @@ SHOWN = ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj")
 def draw(model: QualityModel, folder: Path, samples: int = SAMPLES) -> list[Path]:
     """Write the figures ``quality-WHAT-MODEL.png``: attention, diversity and, of pictures,
     selection."""
-    from tamp_modifier.progress import quiet
+    from tamp_modifier.quiet import quiet
 
     model.check()
     with quiet():

@@ -138,7 +138,7 @@ def conditions(model: QualityModel, method: str, setting: str, seed: int) -> Con
 
 def measure(model: QualityModel, method: str, setting: str, seed: int) -> Cell:
     """Prunes a fresh model and asks it everything."""
-    from tamp_modifier.progress import quiet
+    from tamp_modifier.quiet import quiet
 
     with quiet():
         decided = conditions(model, method, setting, seed)

@@ -50,7 +50,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     """Score the model, and the reference if there is one."""
     from tamp_modifier.commands.output import phases
-    from tamp_modifier.progress import library_silence
+    from tamp_modifier.quiet import library_silence
 
     with phases() as step, library_silence(compressing=False) as warnings:
         from tamp_modifier.data import BadRows, Encoder, choose, encode_all, read_conversations

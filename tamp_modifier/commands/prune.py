@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> None:
     """Prune, or tell what would be done."""
     from tamp_modifier.commands.output import phases
     from tamp_modifier.files import check_output
-    from tamp_modifier.progress import library_silence
+    from tamp_modifier.quiet import library_silence
 
     if not args.dry_run:
         if args.output is None:

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from tamp_modifier.files import write_json
-from tamp_modifier.progress import quiet
+from tamp_modifier.quiet import quiet
 from tamp_modifier.report.model import PruningReport
 
 if TYPE_CHECKING:
