@@ -1,8 +1,9 @@
 """TAMP pruning of multimodal LLMs, as a Modifier for llm-compressor.
 
-``import tamp_modifier`` loads neither llm-compressor nor vLLM and works where they are absent.
-``from tamp_modifier import TAMPModifier`` imports llm-compressor and registers the modifier, which
-YAML recipes need. After ``import tamp_modifier`` transformers loads packed checkpoints too.
+``import tamp_modifier`` loads neither llm-compressor nor transformers nor vLLM and works where they
+are absent. ``from tamp_modifier import TAMPModifier`` imports llm-compressor and registers the
+modifier, which YAML recipes need. After ``register_with_transformers()`` transformers loads packed
+checkpoints too.
 """
 
 from __future__ import annotations
@@ -10,15 +11,17 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from tamp_modifier import moved, transformers_plugin
+from tamp_modifier import moved
+from tamp_modifier.transformers_plugin import register as register_with_transformers
+from tamp_modifier.transformers_plugin import register_if_imported
 
 if TYPE_CHECKING:
     from tamp_modifier.modifier import TAMPModifier
 
 __version__ = "0.2.0.dev0"
-__all__ = ["TAMPModifier", "__version__"]
+__all__ = ["TAMPModifier", "__version__", "register_with_transformers"]
 
-transformers_plugin.install()
+register_if_imported()
 moved.install(sys.modules[__name__])
 
 

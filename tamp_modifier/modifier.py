@@ -35,6 +35,7 @@ from tamp_modifier.scores.base import Score
 from tamp_modifier.scores.registry import get_score
 from tamp_modifier.selection.registry import AnySelection, get_selection
 from tamp_modifier.tokens import is_multimodal, modality_token_ids, parse_modality_token_ids
+from tamp_modifier.transformers_plugin import register as register_with_transformers
 from tamp_modifier.upstream.experts import check_experts
 from tamp_modifier.upstream.tracing import complete_tracing
 from tamp_modifier.zeros.keep import guard_zeros, refuse_lost_zeros, watch_zeros
@@ -421,3 +422,4 @@ class TAMPModifier(Modifier):
 ModifierFactory.register("TAMPModifier", TAMPModifier)
 # Now, because a run that makes its modifiers from YAML has begun when they are initialised.
 watch_zeros()
+register_with_transformers()

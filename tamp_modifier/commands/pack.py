@@ -22,7 +22,8 @@ def add_parser(subparsers: Any) -> None:
         help="store a pruned checkpoint with packed weights",
         description="Write the checkpoint folder DIR to the new folder OUT with its pruned Linears "
         "packed: 9 of 16 bits a weight at 50 percent, 5.8 at 70. All else is copied as it is. "
-        "vLLM with the plugin serves OUT; transformers loads it after `import tamp_modifier`.",
+        "vLLM with the plugin serves OUT; transformers loads it after "
+        "`tamp_modifier.register_with_transformers()`.",
     )
     _add_arguments(packing, "folder with config.json and safetensors files, dense or legacy sparse")
     packing.add_argument(

@@ -113,7 +113,7 @@ class TampSparseQuantizer(HfQuantizer):
         return True
 
 
-def register() -> None:
+def register_quantizers() -> None:
     """Tell transformers about the method; harmless when called again."""
     if QUANT_METHOD not in AUTO_QUANTIZER_MAPPING:
         register_quantization_config(QUANT_METHOD)(TampSparseConfig)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from tamp_modifier.checkpoint.completeness import lacking
+from tamp_modifier.transformers_plugin import register as register_with_transformers
 
 
 def load_config(model: str) -> Any:
@@ -61,13 +62,14 @@ def load_model(model: str, config: Any, dtype: str | torch.dtype = "auto") -> An
     """Return the model in evaluation mode, on the CPU.
 
     Args:
-        model: a folder, or a name on the hub.
+        model: a folder, packed ones too, or a name on the hub.
         config: from `load_config`.
         dtype: type of the weights; "auto" takes the type that they are stored in.
 
     Raises:
         ValueError: the weights cannot be loaded, or some are missing.
     """
+    register_with_transformers()
     try:
         found, info = model_class(config).from_pretrained(
             model, dtype=dtype, output_loading_info=True

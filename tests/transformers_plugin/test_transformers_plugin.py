@@ -1,8 +1,9 @@
-"""After ``import tamp_modifier`` transformers loads packed checkpoints as the models they were."""
+"""Once registered, transformers loads packed checkpoints as the models they were."""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -201,28 +202,94 @@ def test_a_damaged_checkpoint_names_the_tensor(kind: str, tmp_path: Path) -> Non
         AutoModelForCausalLM.from_pretrained(tmp_path / "packed")
 
 
-# -- the hook --------------------------------------------------------------------------------------
+# -- how it is registered --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "imports",
-    [
-        "from transformers import AutoModelForCausalLM; import tamp_modifier",
-        "import tamp_modifier, importlib; importlib.reload(tamp_modifier)",
-    ],
-)
-def test_the_order_of_imports_does_not_matter(imports: str, tmp_path: Path) -> None:
-    pack_checkpoint(llama(tmp_path / "dense"), tmp_path / "packed")
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """A packed checkpoint, and the non-zero weights of one of its Linears."""
+    work = tmp_path_factory.mktemp("registered")
+    pack_checkpoint(llama(work / "dense"), work / "packed")
+    dense = AutoModelForCausalLM.from_pretrained(work / "dense")
+    return work / "packed", int(dense.get_parameter(LINEAR).count_nonzero())
+
+
+def load_after(lines: str, folder: Path) -> int:
+    """Non-zero weights of a packed Linear that a fresh process loads after some lines of code."""
     code = (
-        f"{imports}\n"
+        f"{lines}\n"
         "from transformers import AutoModelForCausalLM\n"
-        f"model = AutoModelForCausalLM.from_pretrained({str(tmp_path / 'packed')!r})\n"
+        f"model = AutoModelForCausalLM.from_pretrained({str(folder)!r})\n"
         f"print(int(model.get_parameter({LINEAR!r}).count_nonzero()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    dense = AutoModelForCausalLM.from_pretrained(tmp_path / "dense")
-    assert int(done.stdout) == int(dense.get_parameter(LINEAR).count_nonzero())
+    return int(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "import tamp_modifier\ntamp_modifier.register_with_transformers()",
+        "import tamp_modifier\nimport transformers\ntamp_modifier.register_with_transformers()",
+        "import tamp_modifier as t\nt.register_with_transformers()\nt.register_with_transformers()",
+        "from tamp_modifier import TAMPModifier",
+        "import transformers\nimport tamp_modifier",
+        "from transformers import AutoModelForCausalLM\nimport tamp_modifier",
+    ],
+)
+def test_packed_checkpoints_load_once_registered(lines: str, packed: tuple[Path, int]) -> None:
+    folder, expected = packed
+    assert load_after(lines, folder) == expected
+
+
+def test_the_example_of_the_page_loads(packed: tuple[Path, int]) -> None:
+    folder, expected = packed
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+    (code,) = (c for c in re.findall(r"```python\n(.*?)```", page, re.S) if "register_with" in c)
+    assert load_after(code.replace("./packed-model", str(folder)), folder) == expected
+
+
+def test_commands_load_packed_checkpoints(packed: tuple[Path, int]) -> None:
+    folder, expected = packed
+    lines = f"""from tamp_modifier.workflows.models import load_config, load_model
+print(load_model({str(folder)!r}, load_config({str(folder)!r})).dtype)"""
+    assert load_after(lines, folder) == expected
+
+
+def test_no_finder_is_left_behind_by_the_import() -> None:
+    code = (
+        "import sys\nbefore = [*sys.meta_path]\n"
+        "import tamp_modifier\nassert sys.meta_path == before"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+OLD = """
+import sys, types, warnings
+registry = types.ModuleType("transformers.quantizers.auto")
+registry.AUTO_QUANTIZER_MAPPING = {}
+sys.modules["transformers"] = types.ModuleType("transformers")
+sys.modules["transformers"].__version__ = "4.0.0"
+sys.modules["transformers.quantizers.auto"] = registry
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import tamp_modifier
+(warning,) = caught
+print(warning.message)
+try:
+    tamp_modifier.register_with_transformers()
+except ImportError as error:
+    print(error)
+"""
+
+
+def test_a_transformers_without_such_a_registry_is_told_and_left_alone() -> None:
+    done = subprocess.run([sys.executable, "-c", OLD], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    warned, raised = done.stdout.splitlines()
+    assert warned == f"transformers will not load packed checkpoints: {raised}"
+    assert "transformers 4.0.0 lacks transformers.quantizers.auto.register_quantizer, " in raised
 
 
 def test_importing_the_package_imports_neither_torch_nor_transformers() -> None:
