@@ -31,8 +31,8 @@ from tamp_modifier.checkpoint.marker import (
     find_marker,
 )
 from tamp_modifier.sparse.amx import request_amx
-from tamp_modifier.vllm_plugin import QUANTIZATION
 from tamp_modifier.vllm_plugin.linear import SparseLinearMethod, Summary
+from tamp_modifier.vllm_plugin.names import QUANTIZATION
 from tamp_modifier.vllm_plugin.quantized import sparse_method
 from tamp_modifier.vllm_plugin.weights import UnpackingMapper
 

@@ -14,7 +14,9 @@ from vllm.model_executor.models.utils import WeightsMapper
 
 from tamp_modifier import sparse
 from tamp_modifier.checkpoint.marker import config_marker
+from tamp_modifier.upstream.check import Name, problem
 from tamp_modifier.vllm_plugin import QUANTIZATION, register
+from tamp_modifier.vllm_plugin.names import VLLM
 
 
 class Config:
@@ -33,6 +35,37 @@ def test_register_twice_is_harmless() -> None:
     register()
     register()
     assert QUANTIZATION_METHODS.count(QUANTIZATION) == 1
+
+
+@pytest.mark.parametrize("name", VLLM, ids=str)
+def test_vllm_has_the_name(name: Name) -> None:
+    assert problem(name) == ""
+    assert name.why and name.seen
+
+
+CHANGED = """
+from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
+from vllm.model_executor.model_loader.reload import meta
+from vllm.model_executor.models.utils import WeightsMapper
+del meta.to_meta_tensor
+WeightsMapper.apply = lambda self, tensors: tensors
+from tamp_modifier.vllm_plugin import register
+register()
+assert "tamp_sparse" not in QUANTIZATION_METHODS
+"""
+
+
+def test_a_vllm_that_lacks_names_is_told_in_one_line_and_goes_on() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CHANGED], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    lines = (done.stdout + done.stderr).splitlines()
+    (line,) = (line for line in lines if "tamp-modifier" in line)
+    assert "does not serve sparse weights: vllm 0.32.0 lacks " in line
+    assert "WeightsMapper.apply(self, weights), which is now (self, tensors)" in line
+    assert "vllm.model_executor.model_loader.reload.meta.to_meta_tensor" in line
+    assert line.endswith("(tested with vllm 0.32.0)")
 
 
 def test_importing_the_plugin_is_light() -> None:
