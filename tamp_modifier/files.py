@@ -35,12 +35,21 @@ def check_output(out: Path, needed: int = 0) -> None:
             raise ValueError(f"{out} is not empty; give another folder, or empty it first")
     parent = out.absolute().parent
     probe(parent)
-    free = shutil.disk_usage(parent).free
+    check_room(parent, needed)
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Refuse a disk that has too little room.
+
+    Raises:
+        OSError: fewer than `needed` bytes are free where `folder` is.
+    """
+    free = shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(
             errno.ENOSPC,
             f"the disk has {free / 1e9:.1f} GB left, and {needed / 1e9:.1f} GB are needed",
-            str(parent),
+            str(folder),
         )
 
 

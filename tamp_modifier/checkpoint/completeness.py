@@ -8,19 +8,15 @@ headers of the files: it renames and merges as for a real load, and no weight is
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
+from tamp_modifier.checkpoint.files import Header
 from tamp_modifier.checkpoint.marker import INNER_KEY, QUANT_METHOD
 from tamp_modifier.messages import some
-
-Header = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
-"""Shape and dtype of every tensor by its name on disk."""
 
 
 def require_complete(cls: Any, config: Any, header: Header, folder: str | os.PathLike[str]) -> None:
@@ -117,38 +113,6 @@ def _without_packing(config: Any) -> Any:
         fields.pop("quantization_config")
         fields |= {"quantization_config": inner} if inner else {}
     return type(config).from_dict(fields)
-
-
-def read_header(files: Iterable[Path]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """Shape and dtype of every tensor in safetensors files."""
-    found = {}
-    for path in files:
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118
-                part: Any = file.get_slice(name)
-                shape = tuple(part.get_shape())
-                found[name] = shape, _dtype_of(part.get_dtype())
-    return found
-
-
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-}
-
-
-def _dtype_of(name: str) -> torch.dtype:
-    return _DTYPES.get(name, torch.uint8)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Which files and tensors a checkpoint folder holds, and whether they are all there."""
+"""Which files and tensors a checkpoint folder holds, and whether the index names them all."""
 
 from __future__ import annotations
 
@@ -6,18 +6,50 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
+from tamp_modifier.checkpoint.entries import require_regular
 from tamp_modifier.messages import some
-from tamp_modifier.sparse.format import STORAGE_DTYPES, nonzero
 from tamp_modifier.sparse.serialization import PACKED_SUFFIXES
 
 INDEX_FILE = "model.safetensors.index.json"
-_PART = re.compile(r"(?P<name>.*?)(?P<number>\d+)-of-(?P<total>\d+)\.safetensors")
+CONFIG_FILE = "config.json"
+_PART = re.compile(r"(?P<name>.*?)(?P<number>[0-9]+)-of-(?P<total>[0-9]+)\.safetensors")
+
+
+def read_json(file: Path) -> Any:
+    """Return the contents of a JSON file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no regular file, or not JSON; names it.
+    """
+    require_regular(file)
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not JSON: {error}") from error
+
+
+def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the contents of config.json.
+
+    Raises:
+        ValueError: config.json is missing or no JSON object.
+    """
+    file = Path(folder) / CONFIG_FILE
+    try:
+        config = read_json(file)
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder} has no {CONFIG_FILE}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} must hold a JSON object")
+    return config
 
 
 def open_shard(file: Path) -> Any:
@@ -26,6 +58,7 @@ def open_shard(file: Path) -> Any:
     Raises:
         ValueError: it cannot be read; names it.
     """
+    require_regular(file)
     try:
         return safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:
@@ -44,17 +77,19 @@ def shards(folder: str | os.PathLike[str]) -> list[Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder")
     index = folder / INDEX_FILE
-    if not index.exists():
+    if not index.exists() and not index.is_symlink():
         files = sorted(folder.glob("*.safetensors"))
         if not files:
             raise ValueError(f"{folder} holds no safetensors files")
         check_parts(folder, [file.name for file in files])
+        for file in files:
+            require_regular(file)
         return files
     weight_map = read_index(index)
     names = sorted(set(weight_map.values()))
-    missing = [name for name in names if not (folder / name).is_file()]
+    missing = [name for name in names if not os.path.lexists(folder / name)]
     if missing:
-        raise FileNotFoundError(f"{folder}: the index names missing files: {missing}")
+        raise FileNotFoundError(f"{folder}: the index names missing files: {some(missing, 3)}")
     check_parts(folder, names)
     files = [folder / name for name in names]
     _check_index(index, weight_map, files)
@@ -68,7 +103,7 @@ def read_index(index: Path) -> dict[str, str]:
         ValueError: the file is no safetensors index.
     """
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = read_json(index)["weight_map"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{index} is not a safetensors index: {error}") from error
     if not isinstance(weight_map, dict) or not weight_map:
@@ -95,11 +130,15 @@ def check_parts(folder: Path, names: Iterable[str]) -> None:
             parts.setdefault(key, set()).add(int(match["number"]))
     for (name, total, digits), found in parts.items():
         start = 0 if 0 in found else 1  # some tools count from 0
-        missing = sorted(set(range(start, start + int(total))) - found)
-        if missing:
-            files = [f"{name}{number:0{digits}}-of-{total}.safetensors" for number in missing]
+        numbers = range(start, start + int(total))
+        lacking = int(total) - sum(number in numbers for number in found)
+        if lacking:
+            # A name can say any total: only the first that lack are looked for.
+            first = islice((number for number in numbers if number not in found), 3)
+            files = [f"{name}{number:0{digits}}-of-{total}.safetensors" for number in first]
+            more = f" and {lacking - len(files):,} more" if lacking > len(files) else ""
             raise FileNotFoundError(
-                f"{folder}: missing or not in the index: {some(sorted(files), 3)}"
+                f"{folder}: missing or not in the index: {', '.join(files)}{more}"
             )
 
 
@@ -118,17 +157,42 @@ def _check_index(index: Path, weight_map: Mapping[str, str], files: Iterable[Pat
             )
 
 
-def stored_names(files: Iterable[Path]) -> set[str]:
-    """Names of all stored tensors.
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+
+Header = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+"""Shape and dtype of every tensor by its name on disk."""
+
+
+def read_header(files: Iterable[Path]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and dtype of every tensor in safetensors files; uint8 for a dtype that torch lacks.
 
     Raises:
-        ValueError: a file cannot be read; names it.
+        ValueError: a file cannot be read, or a tensor is in two of them; names it.
     """
-    names: set[str] = set()
+    found: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+    place: dict[str, Path] = {}
     for file in files:
         with open_shard(file) as handle:
-            names.update(handle.keys())
-    return names
+            for name in handle.keys():  # noqa: SIM118
+                if name in place:
+                    raise ValueError(f"{name} is in {place[name]} and in {file.name}")
+                part: Any = handle.get_slice(name)
+                place[name] = file
+                found[name] = tuple(part.get_shape()), _DTYPES.get(part.get_dtype(), torch.uint8)
+    return found
 
 
 def dense_name(name: str) -> str:
@@ -137,72 +201,3 @@ def dense_name(name: str) -> str:
         if name.endswith(suffix):
             return name.removesuffix(suffix)
     return name
-
-
-class MarkerCheck:
-    """Compares what config.json says about the tensors with the files, while they are read.
-
-    Args:
-        where: the folder, for messages.
-        marker: of `serialization.read_marker`, or None: then nothing is checked.
-    """
-
-    def __init__(self, where: object, marker: Mapping[str, Any] | None) -> None:
-        self._where = where
-        self._linears: Mapping[str, int] = (marker or {}).get("linears") or {}
-        self._tensors: int | None = (marker or {}).get("tensors")
-        self._found: set[str] = set()
-
-    def check_names(self, stored: Iterable[str]) -> None:
-        """Compare the number of tensors.
-
-        Raises:
-            ValueError: it is another than config.json says; names the Linears that are missing.
-        """
-        names = {dense_name(name) for name in stored}
-        if self._tensors in (None, len(names)):
-            return
-        kinds = (".weight", ".weight_packed")
-        gone = [name for name in self._linears if not names & {name + kind for kind in kinds}]
-        raise ValueError(
-            f"{self._where} holds {len(names)} tensors, config.json says {self._tensors}: "
-            + (
-                f"it lacks {some(sorted(gone), 3)}"
-                if gone
-                else "one was lost or added after pruning"
-            )
-        )
-
-    def see(self, name: str, dense: Tensor) -> int | None:
-        """Non-zeros of a weight that config.json lists, None for all others.
-
-        Raises:
-            ValueError: it keeps another number of values than listed.
-        """
-        if name.endswith(".weight_packed"):  # quantized, its zeros cannot be counted
-            self._found.add(name.removesuffix(".weight_packed"))
-            return None
-        linear = name.removesuffix(".weight")
-        if linear not in self._linears or dense.dim() != 2:
-            return None
-        self._found.add(linear)
-        known = dense.dtype in STORAGE_DTYPES
-        kept = int((nonzero(dense) if known else dense != 0).sum())
-        if kept != self._linears[linear]:
-            raise ValueError(
-                f"{name} keeps {kept} values, config.json says {self._linears[linear]}"
-            )
-        return kept
-
-    def finish(self) -> None:
-        """All listed weights must have been seen.
-
-        Raises:
-            ValueError: names those that were not.
-        """
-        missing = set(self._linears) - self._found
-        if missing:
-            raise ValueError(
-                f"{self._where}: config.json names weights that are missing: "
-                f"{some(sorted(missing), 3)}"
-            )

@@ -13,25 +13,29 @@ import math
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from tamp_modifier.architectures import NEVER_PACKED
-from tamp_modifier.checkpoint.files import INDEX_FILE, MarkerCheck, open_shard, shards, stored_names
+from tamp_modifier.checkpoint.entries import files_to_copy
+from tamp_modifier.checkpoint.files import (
+    CONFIG_FILE,
+    INDEX_FILE,
+    open_shard,
+    read_config,
+    shards,
+)
+from tamp_modifier.checkpoint.integrity import integrity_of, stored_checksum
 from tamp_modifier.checkpoint.legacy import read_24_bitmask, read_bitmask
-from tamp_modifier.checkpoint.marker import mark_dense, mark_packed, read_marker
+from tamp_modifier.checkpoint.marker import Marker, mark_dense, mark_packed, read_marker
+from tamp_modifier.checkpoint.served import MIN_SPARSITY, packs
 from tamp_modifier.checkpoint.writer import ShardWriter
-from tamp_modifier.files import check_output, new_folder
-from tamp_modifier.sparse.format import STORAGE_DTYPES, nonzero
+from tamp_modifier.files import check_output, check_room, new_folder
+from tamp_modifier.sparse.format import STORAGE_DTYPES
 from tamp_modifier.sparse.packing import pack, unpack
 from tamp_modifier.sparse.serialization import PACKED_SUFFIXES, from_tensors, to_tensors
-
-CONFIG_FILE = "config.json"
-# Below this sparsity a 16-bit weight would hardly shrink: the mask costs 1 bit a weight.
-MIN_SPARSITY = 0.2
 
 Progress = Callable[[str, int, int], None]
 
@@ -60,24 +64,6 @@ class PackStats:
     def ratio(self) -> float:
         """Packed bytes over dense bytes of the packed weights; 1.0 if there are none."""
         return self.packed_bytes / self.dense_bytes if self.dense_bytes else 1.0
-
-
-def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the contents of config.json.
-
-    Raises:
-        ValueError: config.json is missing or no JSON object.
-    """
-    file = Path(folder) / CONFIG_FILE
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"{folder} has no {CONFIG_FILE}") from error
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{file} must hold a JSON object")
-    return config
 
 
 def is_packed(folder: str | os.PathLike[str]) -> bool:
@@ -121,8 +107,10 @@ def _to_dense(tensors: Mapping[str, Tensor], name: str, kind: str) -> Tensor:
     return (read_bitmask if kind == "sparse-bitmask" else read_24_bitmask)(tensors, base)
 
 
-def iter_stored(file: str | os.PathLike[str]) -> Iterator[tuple[str, str, Tensor, int]]:
-    """All weights of a file as ``(name, kind, dense tensor, bytes on disk)``, one at a time.
+def iter_stored(
+    file: str | os.PathLike[str],
+) -> Iterator[tuple[str, str, Tensor, dict[str, Tensor]]]:
+    """All weights of a file as ``(name, kind, dense tensor, stored tensors)``, one at a time.
 
     The kind is "dense", "packed", "sparse-bitmask" or "sparse-24-bitmask".
 
@@ -132,8 +120,7 @@ def iter_stored(file: str | os.PathLike[str]) -> Iterator[tuple[str, str, Tensor
     with open_shard(Path(file)) as handle:
         for name, (kind, stored) in _groups(handle.keys()).items():
             tensors = {part: handle.get_tensor(part) for part in stored}
-            size = sum(tensor.nbytes for tensor in tensors.values())
-            yield name, kind, _to_dense(tensors, name, kind), size
+            yield name, kind, _to_dense(tensors, name, kind), tensors
 
 
 def iter_dense(files: Iterable[str | os.PathLike[str]]) -> Iterator[tuple[str, Tensor]]:
@@ -147,25 +134,6 @@ def iter_dense(files: Iterable[str | os.PathLike[str]]) -> Iterator[tuple[str, T
             yield name, dense
 
 
-def _is_pruned_linear(name: str, weight: Tensor, min_sparsity: float) -> bool:
-    if weight.dim() != 2 or weight.dtype not in STORAGE_DTYPES or not name.endswith(".weight"):
-        return False
-    if weight.numel() == 0 or any(part in NEVER_PACKED for part in name.split(".")):
-        return False
-    zeros = weight.numel() - int(nonzero(weight).sum())
-    return zeros >= min_sparsity * weight.numel()
-
-
-def _copy_other_files(source: Path, target: Path, skip: set[str]) -> None:
-    for item in sorted(source.iterdir()):
-        if item.name in skip or item.name.startswith("."):
-            continue
-        if item.is_dir():
-            shutil.copytree(item, target / item.name)
-        else:
-            shutil.copy2(item, target / item.name)
-
-
 def _write_json(file: Path, content: Any) -> None:
     file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
@@ -173,8 +141,8 @@ def _write_json(file: Path, content: Any) -> None:
 def _convert(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],
-    check_stored: Callable[[set[str]], None],
-    make_config: Callable[[dict[str, Any], PackStats], dict[str, Any]],
+    check_stored: Callable[[Collection[str]], None],
+    make_config: Callable[[dict[str, Any], PackStats, dict[str, int]], dict[str, Any]],
     convert: Callable[[str, Tensor, PackStats], dict[str, Tensor]],
     progress: Progress | None,
 ) -> PackStats:
@@ -185,17 +153,21 @@ def _convert(
     source, out = Path(source), Path(out)
     files = shards(source)
     config = read_config(source)
+    written = {file.name for file in files} | {CONFIG_FILE, INDEX_FILE}
+    others = files_to_copy(source, written)
     check_output(out)
     out = Path(os.path.abspath(out))  # "." has no name
     if out == Path.cwd():
         raise ValueError(f"{out} is the current folder; give a new one")
     if source.resolve() in out.resolve().parents:
         raise ValueError(f"{out} lies inside {source}; give a folder beside it")
-    stored = stored_names(files)
-    check_stored(stored)
-    check = MarkerCheck(source, read_marker(config))
-    check.check_names(stored)
+    check = integrity_of(source, files, Marker.of(read_marker(config)))
+    check_stored(check.stored)
+    # A shard is written twice for a moment: see `ShardWriter`.
+    needed = 2 * sum(check.sizes.values()) if len(files) == 1 else sum(check.sizes.values())
+    check_room(out.parent, needed + sum(file.stat().st_size for file in others.values()))
     stats = PackStats()
+    checksums: dict[str, int] = {}
     weight_map: dict[str, str] = {}
     temporary = out.with_name(f"{out.name}.{uuid.uuid4().hex[:12]}.partial")
     with new_folder(out, temporary=temporary) as partial:
@@ -203,23 +175,26 @@ def _convert(
             with open_shard(file) as handle:
                 metadata = handle.metadata()
             with ShardWriter(partial / file.name, metadata) as shard:
-                for name, dense in iter_dense([file]):
+                for name, _, dense, stored in iter_stored(file):
                     if progress is not None:
                         progress(name, number, len(files))
-                    check.see(name, dense)
+                    check.see(name, dense, stored)
+                    tensors = convert(name, dense, stats)
                     stats.tensors += 1
-                    for part, tensor in convert(name, dense, stats).items():
+                    checksums[name] = stored_checksum(tensors, name)
+                    for part, tensor in tensors.items():
                         shard.add(part, tensor)
                         weight_map[part] = file.name
                         stats.total_bytes += tensor.nbytes
             stats.files.append(file.name)
         check.finish()
-        _write_json(partial / CONFIG_FILE, make_config(config, stats))
+        _write_json(partial / CONFIG_FILE, make_config(config, stats, checksums))
         if (source / INDEX_FILE).exists():
             index = {"metadata": {"total_size": stats.total_bytes}, "weight_map": weight_map}
             _write_json(partial / INDEX_FILE, index)
-        written = {file.name for file in files} | {CONFIG_FILE, INDEX_FILE}
-        _copy_other_files(source, partial, written)
+        for place, file in others.items():
+            (partial / place).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(file, partial / place)
     return stats
 
 
@@ -249,14 +224,14 @@ def pack_checkpoint(
         raise ValueError(f"min_sparsity must be in (0, 1], got {min_sparsity}")
     unknown: set[str] = set()
 
-    def check_stored(stored: set[str]) -> None:
+    def check_stored(stored: Collection[str]) -> None:
         if any(name.endswith(PACKED_SUFFIXES) for name in stored):
             raise ValueError(f"{source} is packed already")
 
     def convert(name: str, dense: Tensor, stats: PackStats) -> dict[str, Tensor]:
         if dense.dim() == 2 and name.endswith(".weight") and dense.dtype not in STORAGE_DTYPES:
             unknown.add(str(dense.dtype).removeprefix("torch."))
-        if not _is_pruned_linear(name, dense, min_sparsity):
+        if not packs(name, dense, min_sparsity):
             return {name: dense}
         packed = pack(dense)
         tensors = to_tensors(packed, name)
@@ -265,7 +240,9 @@ def pack_checkpoint(
         stats.packed_bytes += sum(tensor.nbytes for tensor in tensors.values())
         return tensors
 
-    def make_config(config: dict[str, Any], stats: PackStats) -> dict[str, Any]:
+    def make_config(
+        config: dict[str, Any], stats: PackStats, checksums: dict[str, int]
+    ) -> dict[str, Any]:
         if not stats.linears and unknown:
             known = ", ".join(str(dtype).removeprefix("torch.") for dtype in STORAGE_DTYPES)
             raise ValueError(
@@ -276,7 +253,7 @@ def pack_checkpoint(
             raise ValueError(
                 f"{source}: no 2-D weight has {min_sparsity:.0%} zeros; prune the model first"
             )
-        return mark_packed(config, stats.linears, stats.tensors)
+        return mark_packed(config, stats.linears, stats.tensors, checksums)
 
     return _convert(source, out, check_stored, make_config, convert, progress)
 
@@ -299,7 +276,7 @@ def unpack_checkpoint(
     marker = read_marker(read_config(source)) or {}
     expected = marker.get("linears") or {}
 
-    def check_stored(stored: set[str]) -> None:
+    def check_stored(stored: Collection[str]) -> None:
         packed = any(name.endswith((*PACKED_SUFFIXES, ".bitmask")) for name in stored)
         if not packed and marker.get("layout") != "packed":
             raise ValueError(f"{source}: nothing is packed, the weights are dense already")
@@ -311,7 +288,9 @@ def unpack_checkpoint(
             stats.dense_bytes += dense.nbytes
         return {name: dense}
 
-    def make_config(config: dict[str, Any], stats: PackStats) -> dict[str, Any]:
+    def make_config(
+        config: dict[str, Any], stats: PackStats, checksums: dict[str, int]
+    ) -> dict[str, Any]:
         return mark_dense(config, stats.linears or None)
 
     return _convert(source, out, check_stored, make_config, convert, progress)
@@ -335,12 +314,13 @@ def write_dense(
             `marker`; names it.
     """
     written = []
-    check = MarkerCheck(Path(files[0]).parent if files else folder, marker)
-    check.check_names(stored_names(map(Path, files)))
+    source = Path(files[0]).parent if files else folder
+    check = integrity_of(source, map(Path, files), Marker.of(marker))
+    check_room(folder, sum(check.sizes.values()))
     for file in map(Path, files):
         with ShardWriter(folder / file.name, {"format": "pt"}) as shard:
-            for name, dense in iter_dense([file]):
-                check.see(name, dense)
+            for name, _, dense, stored in iter_stored(file):
+                check.see(name, dense, stored)
                 shard.add(name, dense)
         written.append(folder / file.name)
     check.finish()

@@ -53,7 +53,8 @@ def _add_arguments(parser: argparse.ArgumentParser, source: str) -> None:
 
 def run_pack(args: argparse.Namespace) -> None:
     """Pack, and tell how large the pruned Linears were and are."""
-    from tamp_modifier.checkpoint.pack import MIN_SPARSITY, pack_checkpoint
+    from tamp_modifier.checkpoint.pack import pack_checkpoint
+    from tamp_modifier.checkpoint.served import MIN_SPARSITY
 
     least = MIN_SPARSITY if args.min_sparsity is None else args.min_sparsity
     with shard_progress("packing") as progress:

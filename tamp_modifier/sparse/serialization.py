@@ -7,7 +7,7 @@ A weight ``name`` becomes three tensors::
     name.tamp_header   int64 [6]: version, out, in, kept, CRC-32 of shape, dtype, mask and values,
                        CRC-32 of the five numbers before
 
-The offsets follow from the mask.
+The offsets follow from the mask. `tensor_checksum` is for the tensors that stay as they are.
 """
 
 from __future__ import annotations
@@ -24,20 +24,65 @@ from tamp_modifier.sparse.format import (
     mask_shape,
     padding_length,
 )
-from tamp_modifier.sparse.validation import checksum, offsets_from_mask, validate
+from tamp_modifier.sparse.validation import checksum, crc32, offsets_from_mask, validate
 
 FORMAT_VERSION = 1
 MASK_SUFFIX, VALUES_SUFFIX, HEADER_SUFFIX = ".tamp_mask", ".tamp_values", ".tamp_header"
 PACKED_SUFFIXES = (MASK_SUFFIX, VALUES_SUFFIX, HEADER_SUFFIX)
 _HEADER_LENGTH = 6
+MAX_SIDE, MAX_WEIGHTS = 2**24, 2**32
+"""Most rows and most columns of a packed weight, and most weights.
+
+A few bytes on disk can claim any size, so there is a limit; the largest matrices of known models
+are below it.
+"""
 
 
 def _header_checksum(numbers: list[int]) -> int:
     return zlib.crc32(" ".join(map(str, numbers)).encode())
 
 
+def storable(rows: int, columns: int) -> bool:
+    """Whether a weight ``[rows, columns]`` is within the limits of the format."""
+    return max(rows, columns) <= MAX_SIDE and rows * columns <= MAX_WEIGHTS
+
+
+def _check_storable(name: str, shape: tuple[int, int]) -> None:
+    if not storable(*shape):
+        raise ValueError(
+            f"{name}: a packed weight has at most {MAX_SIDE:,} rows, as many columns and "
+            f"{MAX_WEIGHTS:,} weights, got {shape[0]:,} x {shape[1]:,}"
+        )
+
+
+def tensor_checksum(tensor: Tensor) -> int:
+    """CRC-32 of dtype, shape and bytes of a tensor that is stored as it is (about 3 GB/s).
+
+    The text before the bytes is ``"DTYPE SIZE SIZE ..."``, with the name that the dtype has in
+    torch.
+    """
+    text = " ".join([str(tensor.dtype), *map(str, tensor.shape)])
+    return crc32(tensor.detach().cpu().contiguous(), zlib.crc32(text.encode()))
+
+
+def packed_checksum(header: Tensor) -> int:
+    """Return the checksum that a ``.tamp_header`` gives for its weight; the header is not checked.
+
+    Raises:
+        ValueError: it is no header.
+    """
+    if header.dtype != torch.int64 or header.shape != (_HEADER_LENGTH,):
+        raise ValueError(f"header must be int64 [{_HEADER_LENGTH}]")
+    return int(header[4])
+
+
 def to_tensors(packed: PackedWeight, name: str) -> dict[str, Tensor]:
-    """Return the three tensors that store the weight `name`."""
+    """Return the three tensors that store the weight `name`.
+
+    Raises:
+        ValueError: the weight is larger than `storable` allows.
+    """
+    _check_storable(name, packed.shape)
     numbers = [FORMAT_VERSION, *packed.shape, packed.kept, checksum(packed)]
     return {
         name + MASK_SUFFIX: packed.mask,
@@ -61,7 +106,7 @@ def from_tensors(tensors: Mapping[str, Tensor], name: str, verify: bool = True) 
     Args:
         tensors: holds at least the three tensors of `name`.
         name: name of the weight, without the suffixes.
-        verify: compare the checksum of mask and values too (about 1 GB/s).
+        verify: compare the checksum of mask and values too (about 3 GB/s).
 
     Raises:
         ValueError: a tensor is missing, or anything is wrong with one of them; names the weight.
@@ -78,6 +123,7 @@ def from_tensors(tensors: Mapping[str, Tensor], name: str, verify: bool = True) 
     version, rows, columns, kept, expected = numbers[:-1]
     if version != FORMAT_VERSION:
         raise ValueError(f"{name}: format version {version} is not known, only {FORMAT_VERSION} is")
+    _check_storable(name, (rows, columns))
     if stored.dtype not in STORAGE_DTYPES or stored.shape != (kept,):
         raise ValueError(
             f"{name}: values must be [{kept}] in a known dtype, "

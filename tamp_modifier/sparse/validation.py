@@ -116,7 +116,7 @@ def offsets_from_mask(mask: Tensor) -> Tensor:
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
-def _crc32(tensor: Tensor, value: int) -> int:
+def crc32(tensor: Tensor, value: int) -> int:
     """CRC-32 of the bytes of a contiguous CPU tensor; read in place, numpy may be missing."""
     if tensor.nbytes == 0:
         return value
@@ -126,5 +126,5 @@ def _crc32(tensor: Tensor, value: int) -> int:
 def checksum(packed: PackedWeight) -> int:
     """CRC-32 of shape, dtype, mask and kept values."""
     value = zlib.crc32(f"{packed.shape[0]} {packed.shape[1]} {packed.dtype}".encode())
-    value = _crc32(packed.mask.cpu().contiguous(), value)
-    return _crc32(packed.values[: packed.kept].cpu().contiguous(), value)
+    value = crc32(packed.mask.cpu().contiguous(), value)
+    return crc32(packed.values[: packed.kept].cpu().contiguous(), value)

@@ -21,7 +21,8 @@ from transformers.quantizers.auto import (
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from tamp_modifier.checkpoint.completeness import Header, read_header, require_complete
+from tamp_modifier.checkpoint.completeness import require_complete
+from tamp_modifier.checkpoint.files import Header, read_header
 from tamp_modifier.checkpoint.marker import (
     CONFIG_KEY,
     INNER_KEY,

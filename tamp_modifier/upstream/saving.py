@@ -26,7 +26,8 @@ from compressed_tensors.quantization.utils import is_module_quantized
 from torch import nn
 from transformers import PreTrainedModel
 
-from tamp_modifier.checkpoint.completeness import read_header, require_complete
+from tamp_modifier.checkpoint.completeness import require_complete
+from tamp_modifier.checkpoint.files import read_header
 from tamp_modifier.checkpoint.marker import CONFIG_KEY
 from tamp_modifier.files import whole_file
 from tamp_modifier.upstream.experts import experts_as_read

@@ -23,20 +23,14 @@ from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tenso
 )
 from vllm.model_executor.models.utils import WeightsMapper
 
-from tamp_modifier.checkpoint.marker import (
-    INNER_KEY,
-    QUANT_METHOD,
-    Marker,
-    check_files,
-    find_marker,
-)
+from tamp_modifier.checkpoint.integrity import check_folder
+from tamp_modifier.checkpoint.marker import INNER_KEY, QUANT_METHOD, Marker, find_marker
+from tamp_modifier.checkpoint.served import COMPRESSED_TENSORS
 from tamp_modifier.sparse.amx import request_amx
 from tamp_modifier.vllm_plugin.linear import SparseLinearMethod, Summary
 from tamp_modifier.vllm_plugin.names import QUANTIZATION
 from tamp_modifier.vllm_plugin.quantized import sparse_method
-from tamp_modifier.vllm_plugin.weights import UnpackingMapper
-
-COMPRESSED_TENSORS = "compressed-tensors"
+from tamp_modifier.vllm_plugin.weights import Checks, UnpackingMapper
 
 
 class TampSparseConfig(QuantizationConfig):
@@ -49,6 +43,7 @@ class TampSparseConfig(QuantizationConfig):
     def __init__(self, inner: CompressedTensorsConfig | None = None) -> None:
         super().__init__()
         self.marker = Marker()  # without one in config.json every Linear is judged by its zeros
+        self.checks = Checks()
         self.inner = inner
         self.summary = Summary()
 
@@ -110,9 +105,10 @@ class TampSparseConfig(QuantizationConfig):
     ) -> None:
         """Read the marker and check the files before any weight is read."""
         self.marker = find_marker(hf_config) or Marker()
+        self.checks = Checks(self.marker.checksums or {})
         folder = Path(model_name)
         if folder.is_dir() and next(folder.glob("*.safetensors"), None) is not None:
-            check_files(folder, self.marker)
+            check_folder(folder, self.marker)
 
     # -- what vLLM asks while it builds the model -------------------------------------------------
 
@@ -184,4 +180,6 @@ class TampSparseConfig(QuantizationConfig):
     def get_checkpoint_weight_mapper(self) -> WeightsMapper:
         """Return renamings of the checkpoint's tensors; unpacks packed ones on the way."""
         source = self.inner if self.inner is not None else QuantizationConfig
-        return UnpackingMapper() | source.get_checkpoint_weight_mapper()
+        mapper = UnpackingMapper()
+        mapper.checks = self.checks
+        return mapper | source.get_checkpoint_weight_mapper()

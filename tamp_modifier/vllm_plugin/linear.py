@@ -14,14 +14,12 @@ from vllm.model_executor.layers.linear import (
 )
 
 from tamp_modifier import sparse
+from tamp_modifier.checkpoint.served import sparse_enough
 from tamp_modifier.vllm_plugin.loading import DeferredWeight, release_memory
 
 logger = init_logger("vllm.plugins.tamp_sparse")  # vLLM shows only what is below "vllm"
 
 # vLLM sets and reads attributes of its layers freely, so they are `Any` to the type checker.
-
-# Below this a packed weight saves too little to pay for expanding it at large batch sizes.
-MIN_SPARSITY = 0.2
 
 
 @dataclasses.dataclass
@@ -88,7 +86,8 @@ def check_kept(name: str, kept: int, expected: int | None, whole: bool) -> None:
 class SparseLinearMethod(LinearMethodBase):
     """Packs the weight of a Linear as soon as it is loaded and multiplies with the packed weight.
 
-    A weight with less than `MIN_SPARSITY` zeros stays dense and goes back to vLLM's own method.
+    A weight without enough zeros (`checkpoint.served.sparse_enough`) stays dense and goes back to
+    vLLM's own method.
 
     Args:
         dense: vLLM's method for the same Linear without sparsity.
@@ -138,7 +137,7 @@ class SparseLinearMethod(LinearMethodBase):
         packed = sparse.pack(weight)
         whole = not (self.sliced or self.deferred.converted)
         check_kept(self.name, packed.kept, self.expected, whole)
-        if packed.sparsity < MIN_SPARSITY:
+        if not sparse_enough(weight.numel() - packed.kept, weight.numel()):
             layer.weight = nn.Parameter(weight, requires_grad=False)
             layer.quant_method = self.dense
             self.summary.add(weight.nbytes, None)

@@ -23,6 +23,7 @@ from vllm.model_executor.layers.quantization.compressed_tensors.schemes import (
 from vllm.model_executor.layers.quantization.utils.w8a8_utils import convert_to_channelwise
 from vllm.platforms import current_platform
 
+from tamp_modifier.checkpoint.served import keeps_8_bit
 from tamp_modifier.sparse.ops import expand
 from tamp_modifier.vllm_plugin.linear import SparseLinearMethod, Summary
 
@@ -32,8 +33,10 @@ def takes_over(scheme: object) -> bool:
     if not current_platform.is_cpu():
         return False  # GPU kernels want layouts of their own
     if isinstance(scheme, CompressedTensorsW8A8Fp8):
-        return scheme.weight_block_size is None
-    return isinstance(scheme, CompressedTensorsW8A8Int8) and scheme.input_symmetric
+        return keeps_8_bit("float8_e4m3fn", scheme.weight_block_size is not None, True)
+    if isinstance(scheme, CompressedTensorsW8A8Int8):
+        return keeps_8_bit("int8", False, scheme.input_symmetric)
+    return False
 
 
 @register_weight_loader_v2_supported_method

@@ -8,24 +8,34 @@ makes fused Linears, tensor parallelism and every model of vLLM work as with a d
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from torch import Tensor
 from vllm.model_executor.models.utils import WeightsMapper
 
 from tamp_modifier import sparse
+from tamp_modifier.checkpoint.integrity import check_checksum, stored_checksum
 
 
-def unpack_stream(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+def unpack_stream(
+    weights: Iterable[tuple[str, Tensor]], checksums: Mapping[str, int] | None = None
+) -> Iterator[tuple[str, Tensor]]:
     """Replace the tensors of each packed weight by the dense weight; others pass through.
 
+    Args:
+        weights: names on disk and tensors.
+        checksums: of the tensors, by name, that are compared; see `checkpoint.integrity`.
+
     Raises:
-        ValueError: a packed weight is damaged or incomplete; the message names it.
+        ValueError: a weight is damaged or incomplete; the message names it.
     """
+    listed = checksums or {}
     waiting: dict[str, dict[str, Tensor]] = {}
     for name, tensor in weights:
         suffix = next((s for s in sparse.PACKED_SUFFIXES if name.endswith(s)), None)
         if suffix is None:
+            if name in listed:
+                check_checksum(name, stored_checksum({name: tensor}, name), listed[name])
             yield name, tensor
             continue
         dense_name = name.removesuffix(suffix)
@@ -33,31 +43,64 @@ def unpack_stream(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, 
         parts[name] = tensor
         if len(parts) == len(sparse.PACKED_SUFFIXES):
             del waiting[dense_name]
-            yield dense_name, sparse.unpack(sparse.from_tensors(parts, dense_name))
+            packed = sparse.from_tensors(parts, dense_name)
+            if dense_name in listed:
+                check_checksum(dense_name, stored_checksum(parts, dense_name), listed[dense_name])
+            yield dense_name, sparse.unpack(packed)
     if waiting:
         name, parts = next(iter(waiting.items()))
         lacking = [s for s in sparse.PACKED_SUFFIXES if name + s not in parts]
         raise ValueError(f"{name}: the packed checkpoint lacks {name + lacking[0]}")
 
 
+@dataclasses.dataclass
+class Checks:
+    """What is compared while the tensors of a checkpoint are on their way.
+
+    vLLM maps the tensors of a part of the model again, by the names that they have within it. Only
+    the outermost stream has the names on disk.
+
+    Attributes:
+        checksums: by name on disk; empty if there are none.
+        outermost: the stream of the whole checkpoint, while it flows.
+    """
+
+    checksums: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    outermost: object = None
+
+    def unpack(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """`unpack_stream`, with the checksums if it is the outermost stream."""
+        if self.outermost is not None:
+            yield from unpack_stream(weights)
+            return
+        self.outermost = weights
+        try:
+            yield from unpack_stream(weights, self.checksums)
+        finally:
+            self.outermost = None
+
+
 class UnpackingMapper(WeightsMapper):
-    """A `WeightsMapper` that unpacks before it renames.
+    """A `WeightsMapper` that unpacks, and compares checksums, before it renames.
 
     vLLM joins the mappers of the model and of the quantization config with ``|``; Python asks a
     subclass first, so what comes out is an `UnpackingMapper` again, with all the renamings.
     """
 
-    @classmethod
-    def _of(cls, mapper: WeightsMapper) -> UnpackingMapper:
+    checks = Checks()
+
+    def _with(self, mapper: WeightsMapper) -> UnpackingMapper:
         fields = dataclasses.fields(WeightsMapper)
-        return cls(**{field.name: getattr(mapper, field.name) for field in fields})
+        joined = type(self)(**{field.name: getattr(mapper, field.name) for field in fields})
+        joined.checks = self.checks
+        return joined
 
     def __or__(self, other: WeightsMapper) -> UnpackingMapper:
-        return self._of(WeightsMapper.__or__(self, other))
+        return self._with(WeightsMapper.__or__(self, other))
 
     def __ror__(self, other: WeightsMapper) -> UnpackingMapper:
-        return self._of(WeightsMapper.__or__(other, self))
+        return self._with(WeightsMapper.__or__(other, self))
 
     def apply(self, weights: Iterable[tuple[str, Tensor]]) -> Iterable[tuple[str, Tensor]]:
         """Unpack, then rename."""
-        return super().apply(unpack_stream(weights))
+        return super().apply(self.checks.unpack(weights))

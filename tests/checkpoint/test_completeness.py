@@ -17,7 +17,8 @@ from transformers import (
     MixtralForCausalLM,
 )
 
-from tamp_modifier.checkpoint.completeness import missing_parameters, read_header
+from tamp_modifier.checkpoint.completeness import missing_parameters
+from tamp_modifier.checkpoint.files import read_header
 from tamp_modifier.checkpoint.pack import pack_checkpoint
 from tamp_modifier.cli import main
 from tamp_modifier.demo.evaluation import load_model as load_demo_model

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tamp_modifier import cli
 from tamp_modifier.checkpoint.inspection import find_pattern, inspect_checkpoint
 from tamp_modifier.checkpoint.marker import CONFIG_KEY, config_marker
-from tamp_modifier.checkpoint.pack import MIN_SPARSITY
+from tamp_modifier.checkpoint.served import MIN_SPARSITY
 from tests.sparse.test_serialization import legacy_24, legacy_bitmask, weight_24
 
 LAYER = "model.layers.0"
