@@ -24,8 +24,15 @@ def add_parser(subparsers: Any) -> None:
         "--html",
         type=Path,
         metavar="FILE",
-        help="write a page with all figures and, where they are still there, the pictures of the "
-        "first samples with their selected tokens",
+        help="write a page with all figures",
+    )
+    parser.add_argument(
+        "--media",
+        type=Path,
+        metavar="DIR",
+        help="the folder of the calibration data: the page then shows the pictures of the first "
+        "samples with their selected tokens; pictures outside of it are never read (default: the "
+        "folder of the report, which holds none unless you put them there)",
     )
     parser.add_argument(
         "--pictures", type=positive, default=12, help="samples shown (default: %(default)s)"
@@ -40,12 +47,14 @@ def run(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     from tamp_modifier.report.model import REPORT_FILE, SAMPLES_FILE, PruningReport
+    from tamp_modifier.report.samples import read_samples
     from tamp_modifier.report.table import report_table
 
     path = args.report
     if path.is_dir() and (path / REPORT_FILE).is_file():
         path = path / REPORT_FILE
     report = PruningReport.load(path)
+    samples = [] if args.html is None else read_samples(path.with_name(SAMPLES_FILE))
     console = Console()
     console.print(report_table(report))
     tokens = ", ".join(f"{count:,} {name}" for name, count in report.tokens.items())
@@ -60,16 +69,27 @@ def run(args: argparse.Namespace) -> None:
         for figure in draw_report(report, args.figures):
             console.print(f"wrote {figure}", highlight=False, soft_wrap=True)
     if args.html is not None:
-        from tamp_modifier.report.page import read_samples, write_page
+        from tamp_modifier.report.page import write_page
 
-        samples = read_samples(path.with_name(SAMPLES_FILE))
-        written = write_page(report, args.html, samples, args.pictures)
+        media = path.parent if args.media is None else args.media
+        written = write_page(report, args.html, samples, args.pictures, media)
         console.print(f"wrote {written}", highlight=False, soft_wrap=True)
+        if args.media is None and any(sample["media"] for sample in samples):
+            console.print(
+                "give --media DIR, the folder of the calibration data, to show its pictures with "
+                "their selected tokens",
+                highlight=False,
+                soft_wrap=True,
+            )
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
     """Refuses what cannot be, or should not be, written, before anything is printed."""
     page, folder = args.html, args.figures
+    if args.media is not None and page is None:
+        raise ValueError("--media is for the page, give --html FILE too")
+    if args.media is not None and not args.media.is_dir():
+        raise ValueError(f"--media must name a folder, {args.media} is none")
     if page is not None and page.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"--html must name a file that ends with .html, got {page}")
     if page is not None and page.is_dir():

@@ -1,4 +1,8 @@
-"""A pruning report as one HTML file: figures and pictures inlined, no script, no network."""
+"""A pruning report as one HTML file: figures and pictures inlined, no script, no network.
+
+Pictures are read from one folder, which the caller names, and from nowhere else: a report may come
+from anyone, and what it names must not end up on the page.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,7 @@ from tamp_modifier.report.figures import (
     sparsity_figure,
 )
 from tamp_modifier.report.model import PruningReport, weighted_sparsity
+from tamp_modifier.report.samples import find_medium
 from tamp_modifier.report.table import pattern_counts
 
 if TYPE_CHECKING:
@@ -67,27 +72,32 @@ def write_page(
     path: Path,
     samples: Sequence[Mapping[str, Any]] = (),
     pictures: int = PICTURES,
+    media: Path | None = None,
 ) -> Path:
     """Write the page; it appears whole or not at all.
 
     Args:
         report: what to show.
         path: the HTML file.
-        samples: name and media of every sample, as ``tamp prune`` writes them; pictures that are
-            no longer there are left out.
+        samples: name and media of every sample, of `samples.read_samples`; pictures that are not
+            in `media` are left out.
         pictures: samples whose pictures are shown, at most.
+        media: the folder of the pictures; without it none is shown.
 
     Raises:
         OSError: the file cannot be written.
     """
-    text = page(report, samples, pictures)
+    text = page(report, samples, pictures, media)
     with whole_file(path) as file:
         file.write_text(text, encoding="utf-8")
     return path
 
 
 def page(
-    report: PruningReport, samples: Sequence[Mapping[str, Any]] = (), pictures: int = PICTURES
+    report: PruningReport,
+    samples: Sequence[Mapping[str, Any]] = (),
+    pictures: int = PICTURES,
+    media: Path | None = None,
 ) -> str:
     """Return the text of the page; see `write_page`."""
     title = f"Pruned to {100 * report.reached_sparsity:.1f} %"
@@ -127,7 +137,7 @@ def page(
                 _image(selection_figure(report), "selected tokens by depth and modality"),
             )
         )
-    shown = list(_pictures(report, samples, pictures))
+    shown = [] if media is None else list(_pictures(report, samples, pictures, media))
     if shown:
         parts.append(
             _section(
@@ -149,21 +159,6 @@ def page(
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<style>{STYLE}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
     )
-
-
-def read_samples(path: Path) -> list[dict[str, Any]]:
-    """Names and media of the samples beside a report; empty where there are none.
-
-    Raises:
-        ValueError: the file is not what ``tamp prune`` writes.
-    """
-    if not path.is_file():
-        return []
-    try:
-        samples = json.loads(path.read_text(encoding="utf-8"))["samples"]
-        return [{"name": str(s["name"]), "media": list(s["media"])} for s in samples]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a list of samples of tamp prune: {error!r}") from None
 
 
 def _method(report: PruningReport) -> str:
@@ -207,7 +202,7 @@ def _image(figure: Figure, label: str) -> str:
 
 
 def _pictures(
-    report: PruningReport, samples: Sequence[Mapping[str, Any]], most: int
+    report: PruningReport, samples: Sequence[Mapping[str, Any]], most: int, folder: Path
 ) -> Iterable[str]:
     shown = 0
     for number, sample in enumerate(samples):
@@ -217,7 +212,8 @@ def _pictures(
                 continue
             if shown == most:
                 return
-            picture = _thumbnail(Path(media["path"]))
+            path = find_medium(media["path"], folder)
+            picture = None if path is None else _thumbnail(path)
             if picture is not None:
                 shown += 1
                 yield _figure(*picture, media, counts, choices, str(sample["name"]))
@@ -241,7 +237,7 @@ def _thumbnail(path: Path) -> tuple[str, int, int] | None:
     try:
         with Image.open(path) as picture:
             small = picture.convert("RGB")
-    except (OSError, SyntaxError, ValueError):
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return None
     scale = SIDE / max(small.size)
     width, height = (max(1, round(side * scale)) for side in small.size)
@@ -262,9 +258,9 @@ def _figure(
     rows, columns = media["grid"]
     tall, wide = height / rows, width / columns
     squares = []
-    for cell in range(rows * columns):
-        count = counts.get(media["first"] + cell, 0)
-        if count:
+    for token, count in sorted(counts.items()):
+        cell = token - media["first"]
+        if 0 <= cell < rows * columns:
             y, x = divmod(cell, columns)
             share = count / choices
             squares.append(

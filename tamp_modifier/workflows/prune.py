@@ -25,6 +25,7 @@ from tamp_modifier.data import (
 )
 from tamp_modifier.files import check_output, new_folder, only_writer, write_json
 from tamp_modifier.report.model import REPORT_FILE, SAMPLES_FILE, PruningReport
+from tamp_modifier.report.samples import shown_path
 from tamp_modifier.tokens import modality_token_ids
 from tamp_modifier.workflows.models import load_config, load_model, load_processor
 
@@ -243,17 +244,21 @@ def describe_samples(prepared: Prepared) -> dict[str, Any]:
     because its tokens make a square.
     """
     samples = []
+    data = prepared.sampling.data
+    folder = data if data.is_dir() else data.parent
     for row, encoded in zip(prepared.conversations, prepared.encoded, strict=True):
         grids = _grids(encoded, prepared.ids.get("image", ()), prepared.config)
         pictures = iter(grids)
         media = []
         for part in row.media:
-            entry: dict[str, Any] = {"kind": part.kind, "path": part.label}
+            # No absolute path: the file goes where the model goes.
+            path = "" if part.path is None else shown_path(part.path, folder)
+            entry: dict[str, Any] = {"kind": part.kind, "path": path}
             found = next(pictures, None) if part.kind == "image" else None
             if found is not None:
                 entry |= {"first": found[0], "grid": [found[1], found[2]]}
             media.append(entry)
-        samples.append({"name": row.name, "media": media})
+        samples.append({"name": row.name.removeprefix(f"{folder}/"), "media": media})
     return {"seed": prepared.sampling.seed, "samples": samples}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,7 +14,8 @@ import pytest
 from tamp_modifier import cli
 from tamp_modifier.files import write_json
 from tamp_modifier.report import PruningReport
-from tamp_modifier.report.page import page, read_samples, write_page
+from tamp_modifier.report.page import page, write_page
+from tamp_modifier.report.samples import read_samples
 from tests.data.files import picture
 from tests.report.test_report import make_report
 
@@ -48,7 +51,9 @@ def report_with_attention() -> PruningReport:
     return report
 
 
-def samples_of(path: Path, grid: tuple[int, int] = (4, 5), first: int = 3) -> list[dict[str, Any]]:
+def samples_of(
+    path: Path | str, grid: tuple[int, int] = (4, 5), first: int = 3
+) -> list[dict[str, Any]]:
     media = [{"kind": "image", "path": str(path), "first": first, "grid": list(grid)}]
     return [{"name": "data.jsonl:1 <b>", "media": media}]
 
@@ -56,7 +61,7 @@ def samples_of(path: Path, grid: tuple[int, int] = (4, 5), first: int = 3) -> li
 def test_the_page_is_whole_and_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
     report = report_with_attention()
     report.settings["note"] = "<script>alert(1)</script>"
-    text = page(report, samples_of(picture(tmp_path / "a.png")))
+    text = page(report, samples_of(picture(tmp_path / "a.png")), media=tmp_path)
     tags = Checker(text).tags
     assert "script" not in {tag for tag, _ in tags}
     sources = [v for _, attrs in tags for k, v in attrs.items() if k in ("src", "href")]
@@ -72,7 +77,7 @@ def test_the_page_is_whole_and_needs_nothing_from_elsewhere(tmp_path: Path) -> N
 def test_selected_tokens_are_drawn_where_they_are(tmp_path: Path) -> None:
     # Every Linear selected tokens 0, 5, 7 and the last; the picture has tokens 3 to 22 in 4 rows.
     report = make_report()
-    text = page(report, samples_of(picture(tmp_path / "a.png", (100, 80))))
+    text = page(report, samples_of(picture(tmp_path / "a.png", (100, 80))), media=tmp_path)
     found = re.findall(r'<rect class="token" x="([\d.]+)" y="([\d.]+)" width="([\d.]+)"', text)
     side = 420 / 5
     assert [(float(x), float(y)) for x, y, _ in found] == [(2 * side, 0.0), (4 * side, 0.0)]
@@ -86,10 +91,25 @@ def test_pictures_that_cannot_be_shown_are_left_out(tmp_path: Path) -> None:
     sound = [{"name": "a", "media": [{"kind": "audio", "path": "a.wav"}]}]
     unknown = [{"name": "a", "media": [{"kind": "image", "path": str(tmp_path / "a.png")}]}]
     for samples in (absent, sound, unknown, []):
-        assert "<figure>" not in page(report, samples)
+        assert "<figure>" not in page(report, samples, media=tmp_path)
     both = samples_of(picture(tmp_path / "a.png")) * 2
-    assert page(report, both).count("<figure>") == 2
-    assert page(report, both, pictures=1).count("<figure>") == 1
+    assert page(report, both, media=tmp_path).count("<figure>") == 2
+    assert page(report, both, pictures=1, media=tmp_path).count("<figure>") == 1
+
+
+@pytest.mark.parametrize("how", ["absolute", "above", "a link", "a FIFO"])
+def test_pictures_outside_of_the_folder_are_not_read(tmp_path: Path, how: str) -> None:
+    outside, folder = picture(tmp_path / "secret.png"), tmp_path / "out"
+    folder.mkdir()
+    (folder / "link.png").symlink_to(outside)
+    os.mkfifo(folder / "fifo.png")
+    names = {"absolute": str(outside), "above": "../secret.png"}
+    names |= {"a link": "link.png", "a FIFO": "fifo.png"}
+    report = make_report()
+    assert "<figure>" not in page(report, samples_of(names[how]), media=folder)
+    assert "<figure>" not in page(report, samples_of(names[how]))
+    assert "<figure>" in page(report, samples_of(outside), media=tmp_path)  # files of 0.1
+    assert "<figure>" in page(report, samples_of("secret.png"), media=tmp_path)
 
 
 def test_a_page_that_cannot_be_written_leaves_nothing(
@@ -111,13 +131,76 @@ def test_the_command_finds_report_and_samples_in_a_folder(
     report_with_attention().save(folder / "tamp_report.json")
     samples = {"seed": 0, "samples": samples_of(picture(tmp_path / "a.png"))}
     write_json(folder / "tamp_samples.json", samples)
-    assert cli.main(["report", str(folder), "--html", str(tmp_path / "page.html")]) == 0
-    assert "wrote" in capsys.readouterr().out
+    command = ["report", str(folder), "--html", str(tmp_path / "page.html")]
+    assert cli.main(command) == 0
+    told = capsys.readouterr().out
+    assert "wrote" in told and "give --media DIR" in told
+    assert "<figure>" not in (tmp_path / "page.html").read_text()
+    assert cli.main([*command, "--media", str(tmp_path)]) == 0
+    assert "--media" not in capsys.readouterr().out
     assert "<figure>" in (tmp_path / "page.html").read_text()
+    for wrong in (["--media", str(tmp_path / "absent")], ["--media", __file__]):
+        assert cli.main([*command, *wrong]) == 1
+        assert "--media must name a folder" in capsys.readouterr().err
+    assert cli.main([*command[:2], "--media", str(tmp_path)]) == 1
+    assert "give --html FILE too" in capsys.readouterr().err
 
 
-def test_samples_of_another_kind_are_refused(tmp_path: Path) -> None:
+SAMPLE = {"name": "a:1", "media": [{"kind": "image", "path": "a.png", "first": 3, "grid": [4, 5]}]}
+
+
+def _with(**fields: Any) -> dict[str, Any]:
+    media = SAMPLE["media"][0] | fields  # type: ignore[operator]
+    return SAMPLE | {"media": [{k: v for k, v in media.items() if v != "none"}]}
+
+
+WRONG_SAMPLES: dict[str, tuple[Any, str]] = {
+    "a list": ([], "the file is [], expected dict"),
+    "no samples": ({"seed": 0}, "the file lacks samples"),
+    "samples no list": ({"samples": {}}, "samples is {}, expected list"),
+    "a number": ({"samples": [3]}, "samples[0] is 3, expected dict"),
+    "no name": ({"samples": [{"media": []}]}, "samples[0] lacks name"),
+    "name no text": ({"samples": [SAMPLE | {"name": 3}]}, "samples[0].name is 3, expected str"),
+    "no media": ({"samples": [SAMPLE, {"name": "a"}]}, "samples[1] lacks media"),
+    "kind": ({"samples": [_with(kind="x")]}, "samples[0].media[0].kind is 'x', expected one of"),
+    "no path": ({"samples": [_with(path="none")]}, "samples[0].media[0] lacks path"),
+    "path": ({"samples": [_with(path=3)]}, "samples[0].media[0].path is 3, expected str"),
+    "null": ({"samples": [_with(path="a\0b")]}, "expected the name of a file"),
+    "grid of 0": ({"samples": [_with(grid=[0, 0])]}, "grid is [0, 0], expected [rows, columns]"),
+    "grid of texts": ({"samples": [_with(grid=["x", 12])]}, "media[0].grid is 'x', expected int"),
+    "grid of one": ({"samples": [_with(grid=[3])]}, "grid is [3], expected [rows, columns]"),
+    "grid no list": ({"samples": [_with(grid=3)]}, "media[0].grid is 3, expected list"),
+    "huge grid": ({"samples": [_with(grid=[10**6, 10**6])]}, "expected [rows, columns] of 1 to"),
+    "huge number": ({"samples": [_with(grid=[10**400, 1])]}, "is not a list of samples"),
+    "no grid": ({"samples": [_with(grid="none")]}, "samples[0].media[0] lacks grid"),
+    "no first": ({"samples": [_with(first="none")]}, "samples[0].media[0] lacks first"),
+    "first": ({"samples": [_with(first=-1)]}, "samples[0].media[0].first is -1"),
+    "a truth": ({"samples": [_with(first=True)]}, "first is True, expected int"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_SAMPLES)
+def test_samples_of_another_kind_are_refused(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content, message = WRONG_SAMPLES[case]
+    make_report().save(tmp_path / "tamp_report.json")
+    (tmp_path / "tamp_samples.json").write_text(json.dumps(content))
+    out = tmp_path / "page.html"
+    assert cli.main(["report", str(tmp_path), "--html", str(out)]) == 1
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and "tamp_samples.json is not a list of samples" in line
+    assert message in line and not out.exists()
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, "\udc80"])
+def test_samples_that_are_no_json_are_refused(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "samples.json"
+    file.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match=r"samples\.json is not a JSON file"):
+        read_samples(file)
+
+
+def test_samples_are_optional(tmp_path: Path) -> None:
     assert read_samples(tmp_path / "absent.json") == []
-    (tmp_path / "samples.json").write_text('{"samples": [3]}')
-    with pytest.raises(ValueError, match="samples.json is not a list of samples of tamp prune"):
-        read_samples(tmp_path / "samples.json")
+    assert read_samples(write_json(tmp_path / "a.json", {"samples": [SAMPLE]})) == [SAMPLE]
