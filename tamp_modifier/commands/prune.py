@@ -178,6 +178,7 @@ def _recipe(args: argparse.Namespace) -> Callable[[str | None, str | None], list
 
 def _recipe_of_file(path: Path) -> Callable[[str | None, str | None], list[Any]]:
     from llmcompressor.recipe import Recipe
+    from loguru import logger
     from pydantic import ValidationError
 
     from tamp_modifier import TAMPModifier
@@ -195,12 +196,17 @@ def _recipe_of_file(path: Path) -> Callable[[str | None, str | None], list[Any]]
         ours = [modifier for modifier in modifiers if isinstance(modifier, TAMPModifier)]
         if len(ours) != 1:
             raise ValueError(f"{path} must have one TAMPModifier, it has {len(ours)}")
-        for field in ("report_path", "resume_path"):
-            if getattr(ours[0], field) is not None:
-                raise ValueError(f"{path}: leave out {field}, it goes where --output says")
+        # A recipe that was saved with a model says where its report went.
+        given = [name for name in ("report_path", "resume_path") if getattr(ours[0], name)]
+        if given and not told:
+            logger.warning(
+                f"{path}: {' and '.join(given)} is ignored, all goes where --output says"
+            )
+            told.append(True)
         ours[0].report_path, ours[0].resume_path = report_path, resume_path
         return modifiers
 
+    told: list[bool] = []
     make(None, None)
     return make
 

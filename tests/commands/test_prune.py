@@ -79,6 +79,8 @@ def test_the_folder_holds_the_pruned_model_its_processor_and_its_report(pruned: 
         assert sum(shares.values()) == pytest.approx(1, abs=1e-2)  # bf16 attention
     samples = json.loads((pruned / "tamp_samples.json").read_text())["samples"]
     assert [len(s["media"]) for s in samples] == [1, 1, 1]
+    assert all(not Path(medium["path"]).is_absolute() for s in samples for medium in s["media"])
+    assert all("/" not in sample["name"] for sample in samples)
     assert samples[0]["media"][0]["grid"] == [12, 12] and samples[0]["media"][0]["first"] == 2
     assert {path.name for path in pruned.parent.iterdir()} == {"out"}
 
@@ -260,6 +262,14 @@ def test_a_recipe_takes_the_place_of_the_options(
     assert report.reached_sparsity == pytest.approx(0.25, abs=0.02)
     assert "report_path: tamp_report.json" in (tmp_path / "out" / "recipe.yaml").read_text()
     assert "partial" not in (tmp_path / "out" / "recipe.yaml").read_text()
+    # The recipe that was saved with the model says where its report went.
+    capsys.readouterr()
+    saved = str(tmp_path / "out" / "recipe.yaml")
+    assert cli.main(command(tmp_path / "again", plain, "--recipe", saved, model=model)) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert told.count("report_path is ignored, all goes where --output says") == 1
+    again = PruningReport.load(tmp_path / "again" / "tamp_report.json")
+    assert again.linears == report.linears
 
 
 def test_a_dry_run_tells_what_would_be_done_and_writes_nothing(

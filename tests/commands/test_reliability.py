@@ -107,7 +107,6 @@ CASES: dict[str, Callable[[Path], list[str]]] = {
     "a recipe with a key that is given twice": lambda f: with_recipe(
         f, "sparsity: 0.3", "sparsity: 0.5"
     ),
-    "a recipe that says where the report goes": lambda f: with_recipe(f, "report_path: a.json"),
     "a text with the model's mark for a picture, without one": lambda f: data(
         f, {"text": "what does <image> mean ?"}
     ),
