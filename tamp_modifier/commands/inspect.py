@@ -64,7 +64,7 @@ def _table(linears: list[LinearInfo]) -> Table:
             "" if linear.sparsity is None else f"{linear.sparsity:.1%}",
             linear.pattern if ":" in linear.pattern else "",
             mebibytes(linear.dense_bytes),
-            mebibytes(linear.packed_bytes),
+            mebibytes(linear.packed_bytes) if linear.packs else "",
             linear.served,
         )
     return table
@@ -84,6 +84,14 @@ def summary(info: CheckpointInfo) -> list[str]:
         f"vLLM with the plugin keeps {len(kept)} of {len(info.linears)} Linears packed: "
         f"{mebibytes(memory)} MiB instead of {mebibytes(dense)} MiB",
     ]
+    if info.layout != "packed":
+        packs = [linear for linear in info.linears if linear.packs]
+        size = sum(linear.packed_bytes for linear in packs)
+        before = sum(linear.dense_bytes for linear in packs)
+        lines.append(
+            f"tamp pack packs {len(packs)} of {len(info.linears)} Linears: {mebibytes(size)} MiB "
+            f"instead of {mebibytes(before)} MiB"
+        )
     for served in ("packed", "dense"):
         reasons = Counter(linear.why for linear in info.linears if linear.served == served)
         lines += [f"{served}, {count}: {why}" for why, count in reasons.most_common()]

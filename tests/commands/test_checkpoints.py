@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from tamp_modifier import cli
 from tamp_modifier.checkpoint.inspection import find_pattern, inspect_checkpoint
 from tamp_modifier.checkpoint.marker import CONFIG_KEY, config_marker
+from tamp_modifier.checkpoint.pack import pack_checkpoint
 from tamp_modifier.checkpoint.served import MIN_SPARSITY
 from tests.sparse.test_serialization import legacy_24, legacy_bitmask, weight_24
 
@@ -266,3 +267,25 @@ def test_patterns_are_not_seen_where_there_are_none() -> None:
     weight[torch.rand(64, 64) < 0.5] = 0
     assert find_pattern(weight) == "unstructured"
     assert find_pattern(torch.zeros(4, 8)) == "4:4"
+
+
+def test_inspect_and_pack_agree_on_what_is_packed(tmp_path: Path) -> None:
+    names = (
+        "model.layers.0.mlp.up_proj", "model.layers.0.self_attn.k_proj", "lm_head", "wte",
+        "model.layers.0.experts.0.w1", "vision.embeddings.position_embedding", "wte.proj",
+        "vision.patch_embed.proj", "model.embed_tokens", "projector.linear_1",
+    )  # fmt: skip
+    tensors = {}
+    for number, name in enumerate(names):
+        for sparsity in (0.0, 0.19, 0.2, 0.5):
+            prefix = f"s{round(100 * sparsity)}."
+            dtype = (torch.bfloat16, torch.float64, torch.int32)[number // 8]
+            tensors[f"{prefix}{name}.weight"] = pruned((5, 20), sparsity).to(dtype)
+    tensors["s.up_proj.weight"] = pruned((7, 5), 0.2)  # 7 of 35: a fifth to the bit
+    model = write(tmp_path / "model", tensors, **{CONFIG_KEY: config_marker("dense")})
+    stats = pack_checkpoint(model, tmp_path / "packed")
+    told = {linear.name for linear in inspect_checkpoint(model).linears if linear.packs}
+    assert told == set(stats.linears) and "s.up_proj" in told and "s20.lm_head" not in told
+    after = inspect_checkpoint(tmp_path / "packed").linears
+    assert {linear.name for linear in after if linear.stored == "packed"} == told
+    assert {linear.name for linear in after if linear.packs} == told

@@ -126,12 +126,12 @@ def _flip(tensors: dict[str, Tensor]) -> None:
 
 REFUSED: dict[str, tuple[str, Callable[[Path], None], dict[str, Any], str]] = {
     # name: (checkpoint, what is done to it, options, part of the message)
-    "shard": ("llama", _shards, {}, "lacks the shard(s) b.safetensors"),
+    "shard": ("llama", _shards, {}, "the index names missing files: b.safetensors"),
     "linear": (
         "llama",
         _tensors(lambda tensors: tensors.pop(f"{LINEAR}.weight")),
         {},
-        f"lists Linears whose weights are absent: {LINEAR}",
+        f"it lacks {LINEAR}",
     ),
     "linear-unlisted": (
         "llama",
@@ -153,6 +153,18 @@ REFUSED: dict[str, tuple[str, Callable[[Path], None], dict[str, Any], str]] = {
         _tensors(lambda tensors: tensors.pop(f"{LINEAR}.weight.tamp_mask")),
         {},
         f"{LINEAR}.weight: the packed checkpoint lacks {LINEAR}.weight.tamp_mask",
+    ),
+    "dense": (
+        "llama-packed",
+        _tensors(lambda tensors: tensors["model.norm.weight"][3].add_(1)),
+        {},
+        "model.norm.weight is damaged or was changed after packing",
+    ),
+    "renamed": (
+        "llama-packed",
+        _tensors(lambda tensors: tensors.update(norm=tensors.pop("model.norm.weight"))),
+        {},
+        "config.json names weights that are missing: model.norm.weight",
     ),
     "damaged": ("llama-packed", _tensors(_flip), {}, f"{LINEAR}.weight"),
     "mask": (

@@ -136,29 +136,61 @@ def test_the_mapper_unpacks_in_every_join() -> None:
         assert torch.equal(out["b.weight"], weight)
 
 
+def test_checksums_are_compared_in_the_outermost_stream() -> None:
+    from vllm.model_executor.models.utils import WeightsMapper
+
+    from tamp_modifier.checkpoint.integrity import dense_name, stored_checksum
+    from tamp_modifier.vllm_plugin.weights import Checks, UnpackingMapper
+
+    packed = sparse.to_tensors(sparse.pack(torch.randn(8, 40).bfloat16().relu()), "a.b.weight")
+    stored = {**packed, "a.norm": torch.ones(3), "norm": torch.zeros(3)}
+    checksums = {dense_name(name): stored_checksum(stored, dense_name(name)) for name in stored}
+    mapper = UnpackingMapper()
+    mapper.checks = Checks(checksums)
+
+    def load(tensors: dict[str, torch.Tensor]) -> set[str]:
+        """As vLLM does it: a part maps what it gets once more, by the names that it has inside."""
+        names = set()
+        for name, tensor in (mapper | WeightsMapper()).apply(iter(tensors.items())):
+            inner = [(name.removeprefix("a."), tensor)]
+            names |= {name for name, _ in (WeightsMapper() | mapper).apply(iter(inner))}
+        return names
+
+    assert load(stored) == {"b.weight", "norm"}
+    with pytest.raises(ValueError, match=r"a\.norm is damaged"):
+        load({**stored, "a.norm": torch.full((3,), 2.0)})
+    other = sparse.to_tensors(sparse.pack(torch.randn(8, 40).bfloat16().relu()), "a.b.weight")
+    with pytest.raises(ValueError, match=r"a\.b\.weight is damaged"):
+        load({**stored, **other})
+    assert load(stored) == {"b.weight", "norm"}  # a stream that failed leaves nothing behind
+
+
 def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
-    from tamp_modifier.checkpoint.marker import Marker, check_files
+    from tamp_modifier.checkpoint.integrity import check_folder
+    from tamp_modifier.checkpoint.marker import Marker
     from tests.serving.models import WEIGHTS, write
 
     write(tmp_path, {"a.weight": torch.ones(64, 64)})
-    check_files(tmp_path, Marker())
+    check_folder(tmp_path, Marker())
     whole = (tmp_path / WEIGHTS).read_bytes()
     (tmp_path / WEIGHTS).write_bytes(whole[:-100])
-    with pytest.raises(ValueError, match="not a whole safetensors file"):
-        check_files(tmp_path, Marker())
+    with pytest.raises(ValueError, match="is not a readable safetensors file"):
+        check_folder(tmp_path, Marker())
     (tmp_path / WEIGHTS).unlink()
-    with pytest.raises(ValueError, match="has no safetensors files"):
-        check_files(tmp_path, Marker())
+    with pytest.raises(ValueError, match="holds no safetensors files"):
+        check_folder(tmp_path, Marker())
 
 
 def test_half_of_the_shards_are_refused(tmp_path: Path) -> None:
-    from tamp_modifier.checkpoint.marker import INDEX, Marker, check_files
+    from tamp_modifier.checkpoint.files import INDEX_FILE
+    from tamp_modifier.checkpoint.integrity import check_folder
+    from tamp_modifier.checkpoint.marker import Marker
     from tests.serving.models import WEIGHTS, write
 
     write(tmp_path, {"a.weight": torch.ones(64, 64)})
     (tmp_path / WEIGHTS).rename(tmp_path / "model-00001-of-00002.safetensors")
     with pytest.raises(FileNotFoundError, match="model-00002-of-00002.safetensors"):
-        check_files(tmp_path, Marker())
-    (tmp_path / INDEX).write_text('{"weight_map": ["a.weight"]}')
+        check_folder(tmp_path, Marker())
+    (tmp_path / INDEX_FILE).write_text('{"weight_map": ["a.weight"]}')
     with pytest.raises(ValueError, match="is not a safetensors index"):
-        check_files(tmp_path, Marker())
+        check_folder(tmp_path, Marker())
