@@ -174,5 +174,8 @@ def find_marker(hf_config: object) -> Marker | None:
     Raises:
         ValueError: the marker is ours, but a field is wrong; the message names it.
     """
-    found = read_marker({CONFIG_KEY: getattr(hf_config, CONFIG_KEY, None)})
+    marker = getattr(hf_config, CONFIG_KEY, None)
+    if isinstance(marker, Mapping):  # vLLM adds to it what it looks for in a quantization_config
+        marker = {key: value for key, value in marker.items() if key in FIELDS}
+    found = read_marker({CONFIG_KEY: marker})
     return None if found is None else Marker.of(found)
