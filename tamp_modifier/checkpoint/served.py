@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tamp_modifier.architectures import FUSED, NEVER_PACKED
 from tamp_modifier.sparse.format import COMPUTE_DTYPES, STORAGE_DTYPES, nonzero
 from tamp_modifier.sparse.serialization import storable
 
@@ -23,11 +24,8 @@ Below it the mask, 1 bit a weight, takes most of what the zeros save, and expand
 large batch sizes does not pay.
 """
 
-NEVER_PACKED = ("embed_tokens", "lm_head", "wte", "wpe", "word_embeddings")
 OUTPUT_HEAD = "lm_head"
 COMPRESSED_TENSORS = "compressed-tensors"
-FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""What vLLM multiplies with one weight, which is judged as a whole."""
 
 
 def sparse_enough(zeros: int, numel: int, least: float = MIN_SPARSITY) -> bool:
