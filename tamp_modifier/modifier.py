@@ -33,7 +33,8 @@ from tamp_modifier.pruning.run import PruningRun
 from tamp_modifier.report.table import report_table
 from tamp_modifier.scores.base import Score
 from tamp_modifier.scores.registry import get_score
-from tamp_modifier.selection.registry import AnySelection, get_selection
+from tamp_modifier.selection.base import Selection
+from tamp_modifier.selection.registry import get_selection
 from tamp_modifier.tokens import is_multimodal, modality_token_ids, parse_modality_token_ids
 from tamp_modifier.transformers_plugin import register as register_with_transformers
 from tamp_modifier.upstream.experts import check_experts
@@ -362,7 +363,7 @@ class TAMPModifier(Modifier):
         """Return the score with its options."""
         return get_score(self.score, **self.score_options)
 
-    def make_selection(self) -> AnySelection:
+    def make_selection(self) -> Selection:
         """Return the selection rule with its options; the cheapest where the score looks at no
         token.
         """
@@ -375,7 +376,7 @@ class TAMPModifier(Modifier):
             raise ValueError("allocation_options are for a rule by name, not for given sparsities")
         return None
 
-    def _selection_rule(self) -> AnySelection:
+    def _selection_rule(self) -> Selection:
         if self.selection != "amia":
             for field in ("num_neighbors", "threshold"):
                 value = getattr(self, field)

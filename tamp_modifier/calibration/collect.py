@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tamp_modifier.calibration.activations import Activations
+from tamp_modifier.calibration.activations import Activations, LayerStates
 from tamp_modifier.calibration.distributed import any_of, gather, sum_statistics
 from tamp_modifier.calibration.targets import Target
 from tamp_modifier.scores.base import Score
@@ -39,7 +39,7 @@ class SelectionCollector:
         self._attention: dict[str, tuple[str, dict[int, list[float]]]] = {}
 
     def collect(self, activations: Activations) -> None:
-        """Select tokens of one Linear in one sample and adds them to its statistics."""
+        """Select tokens of one Linear in one sample and add them to its statistics."""
         name = activations.target.name
         outputs = activations.outputs
         if not activations.routed:
@@ -103,6 +103,9 @@ class SelectionCollector:
             for statistics in (self._selected, self._fallback)
             if name in statistics
         )
+
+    def layer_done(self, layer: str, states: Sequence[LayerStates]) -> None:
+        """Take in what a decoder layer got and gave in a batch, for rules that look at it."""
 
     def settle(self, targets: Sequence[Target]) -> None:
         """Tells that all samples have passed through these Linears."""

@@ -24,7 +24,7 @@ from tamp_modifier.calibration.batches import (
     read_batches,
 )
 from tamp_modifier.calibration.collect import SelectionCollector
-from tamp_modifier.calibration.collect_drift import DriftCollector
+from tamp_modifier.calibration.collect_layer import collector_for
 from tamp_modifier.calibration.dense_pass import run_dense_pass
 from tamp_modifier.calibration.distributed import agree, all_of, any_of, assign_owners, ranks
 from tamp_modifier.calibration.loader import RepeatableLoader
@@ -43,7 +43,6 @@ from tamp_modifier.pruning.pruner import Pruner
 from tamp_modifier.pruning.recording import PACKAGES, build_report, installed_version
 from tamp_modifier.pruning.resume import Resume, SavedMeasurement, fingerprint
 from tamp_modifier.report.model import PruningReport
-from tamp_modifier.selection.drift import DriftSelection
 
 if TYPE_CHECKING:
     from tamp_modifier.modifier import TAMPModifier
@@ -99,17 +98,14 @@ class PruningRun:
         check_quantized_before(self._targets, score)
         selection = fields.make_selection()
         self._needs_attention = selection.needs_attention
-        keep_indices = fields.report_path is not None and selection.name != "all"
-        self._selected = (
-            DriftCollector(selection, score, keep_indices)
-            if isinstance(selection, DriftSelection)
-            else SelectionCollector(selection, score, keep_indices)
-        )
+        keep_indices = fields.report_path is not None and selection.is_listed
+        self._needs_states = selection.needs_states
+        self._selected = collector_for(selection, score, keep_indices)
         # The single pass finds unseen Linears and bad statistics before it touches a weight, and so
         # does a dense pass that looks at all that the selection looks at. Without them, what is
         # pruned is kept so that it can be undone.
         checked_before = fields.one_pass or (
-            isinstance(self._measurement, DiversityCollector) and selection.name != "drift"
+            isinstance(self._measurement, DiversityCollector) and not selection.needs_states
         )
         self._pruner = Pruner(score, keep_removed=not checked_before)
         self._resume = Resume(fields.resume_path) if fields.resume_path is not None else None
@@ -356,7 +352,7 @@ class PruningRun:
             lambda: active_session().state.current_batch_idx,
             consume,
             needs_attention,
-            selected.layer_done if isinstance(selected, DriftCollector) else None,
+            selected.layer_done if selected is not None and self._needs_states else None,
         )
 
     def _refuse(self, message: str) -> NoReturn:

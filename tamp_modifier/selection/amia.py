@@ -30,18 +30,10 @@ from tamp_modifier.selection.base import Selection
 from tamp_modifier.statistics import NonFiniteError
 
 GRAPH_DECAY = 1.0  # of exp(-GRAPH_DECAY * d) in the graph score
-
-
 DAMPING_DECAY = 0.2  # of exp(-DAMPING_DECAY * d) after a pick
-
-
 # MMD^2 below this is rounding. Identical tokens have density 1: nothing is below a threshold of 0.
 MMD_RESOLUTION = 1e-6
-
-
 FIRST_BLOCK = 24  # AMIA usually picks 4 to 20 tokens
-
-
 TILE = 128  # rows of the cosine matrix made at a time on the CPU
 
 
@@ -162,19 +154,26 @@ def _stop_by_mmd(
 
 
 class AMIASelection(Selection):
-    """Adaptive multimodal input activation, see `select_amia`."""
+    """Adaptive multimodal input activation, see `select_amia`.
+
+    Args:
+        num_neighbors: neighbours in the graph, a whole number.
+        threshold: factor of the stop criterion; larger selects fewer tokens.
+        positive_only: density over pairs with a positive cosine only, as the official code has it.
+    """
 
     name = "amia"
     needs_attention = True
 
     def __init__(
-        self, num_neighbors: int = 3, threshold: float = 0.1, positive_only: bool = False
+        self, num_neighbors: float = 3, threshold: float = 0.1, positive_only: bool = False
     ) -> None:
-        if not isinstance(num_neighbors, int) or num_neighbors < 1:
-            raise ValueError(f"num_neighbors must be an integer >= 1, got {num_neighbors!r}")
+        # A recipe gives it as a float.
+        if not (num_neighbors >= 1 and float(num_neighbors).is_integer()):
+            raise ValueError(f"num_neighbors must be an integer >= 1, got {num_neighbors:g}")
         if not (math.isfinite(threshold) and threshold >= 0):
             raise ValueError(f"threshold must be finite and >= 0, got {threshold!r}")
-        self.num_neighbors = num_neighbors
+        self.num_neighbors = int(num_neighbors)
         self.threshold = threshold
         self.positive_only = positive_only
 
@@ -189,3 +188,11 @@ class AMIASelection(Selection):
             threshold=self.threshold,
             positive_only=self.positive_only,
         )
+
+    def operations(self, tokens: float, out_features: int) -> float:
+        """All tokens are compared with all in their outputs."""
+        return 2.0 * tokens**2 * out_features
+
+    def memory(self, tokens: int) -> int:
+        """About three matrices [tokens, tokens] in fp32: the cosines and what is made of them."""
+        return 3 * 4 * tokens**2

@@ -13,6 +13,7 @@ class AllTokens(Selection):
     """Every token, as Wanda does."""
 
     name = "all"
+    is_listed = False
 
     def select(self, outputs: Tensor, token_types: Tensor, attention: Tensor | None) -> Tensor:
         return torch.arange(outputs.shape[0], device=outputs.device)
@@ -45,6 +46,7 @@ class BalancedTokens(AllTokens):
     """
 
     name = "balanced"
+    is_listed = True
 
     def __init__(self, modalities: float = 1.0, samples: float = 1.0) -> None:
         for name, value in (("modalities", modalities), ("samples", samples)):

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, TypeAlias
+from typing import Any
 
+from tamp_modifier.options import check_options
 from tamp_modifier.selection.amia import AMIASelection
 from tamp_modifier.selection.base import Selection
 from tamp_modifier.selection.by_modality import AllTokens, BalancedTokens, TextTokens
 from tamp_modifier.selection.drift import DriftSelection
 
-AnySelection: TypeAlias = Selection | DriftSelection
-
-SELECTIONS: dict[str, type[Selection] | type[DriftSelection]] = {
+SELECTIONS: dict[str, type[Selection]] = {
     "amia": AMIASelection,
     "all": AllTokens,
     "text": TextTokens,
@@ -21,7 +20,7 @@ SELECTIONS: dict[str, type[Selection] | type[DriftSelection]] = {
 }
 
 
-def get_selection(name: str, **options: Any) -> AnySelection:
+def get_selection(name: str, **options: Any) -> Selection:
     """Return the selection rule called `name`, with its own options.
 
     Raises:
@@ -30,11 +29,9 @@ def get_selection(name: str, **options: Any) -> AnySelection:
     if name not in SELECTIONS:
         raise ValueError(f"selection must be one of {', '.join(SELECTIONS)}, got {name!r}")
     rule = SELECTIONS[name]
-    allowed = list(inspect.signature(rule).parameters)
-    unknown = [option for option in options if option not in allowed]
-    if unknown:
-        has = f"its options are {', '.join(allowed)}" if allowed else "it has none"
-        raise ValueError(f"selection {name!r} has no option {unknown[0]!r}; {has}")
+    parameters = inspect.signature(rule).parameters
+    defaults = {option: parameter.default for option, parameter in parameters.items()}
+    check_options(f"selection {name!r}", defaults, options)
     try:
         return rule(**options)
     except ValueError as error:

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from tamp_modifier.calibration.activations import Activations, LayerStates
-from tamp_modifier.calibration.collect_drift import DriftCollector
+from tamp_modifier.calibration.collect_layer import LayerCollector, collector_for
 from tamp_modifier.calibration.targets import Target
 from tamp_modifier.scores import get_score
 from tamp_modifier.selection import get_selection
-from tamp_modifier.selection.drift import DriftSelection, drift_ranks, token_drift
+from tamp_modifier.selection.base import visual_ranks
+from tamp_modifier.selection.drift import DriftSelection
 
 Sample = tuple[Tensor, Tensor, Tensor, Tensor]
 """Layer input, layer output, inputs of a Linear, token types."""
@@ -51,9 +52,9 @@ def slow_drift(found: list[Sample], alpha: float) -> list[list[int]]:
 
 def collect(
     found: list[Sample], rule: DriftSelection, score: str = "wanda"
-) -> tuple[DriftCollector, Target]:
+) -> tuple[LayerCollector, Target]:
     """Passes all samples through a collector as the observer does."""
-    collector = DriftCollector(rule, get_score(score), keep_indices=True)
+    collector = LayerCollector(rule, get_score(score), keep_indices=True)
     target = Target("layer.q", nn.Linear(8, 4), "layer")
     for number, (x, y, inputs, types) in enumerate(found):
         collector.layer_done("layer", [LayerStates(number, x, y, types)])
@@ -107,7 +108,7 @@ def test_a_sample_without_text_gives_all_tokens() -> None:
 def test_experts_get_the_selected_tokens_among_those_routed_to_them() -> None:
     found = samples()
     expected = slow_drift(found, 1.0)
-    collector = DriftCollector(DriftSelection(), get_score("wanda"), keep_indices=True)
+    collector = LayerCollector(DriftSelection(), get_score("wanda"), keep_indices=True)
     target = Target("layer.experts.0.up", nn.Linear(8, 4), "layer", "layer.experts", 0)
     routed = [torch.arange(i, len(s[3]), 2) for i, s in enumerate(found)]
     for number, (x, y, inputs, types) in enumerate(found):
@@ -125,8 +126,8 @@ def test_experts_get_the_selected_tokens_among_those_routed_to_them() -> None:
 
 def test_an_expert_without_a_selected_token_takes_all_of_its_own() -> None:
     x, y, inputs, types = samples()[0]
-    least = int((drift_ranks(token_drift(x, y), types)).argmax())
-    collector = DriftCollector(DriftSelection(), get_score("wanda"), keep_indices=False)
+    least = int((visual_ranks(DriftSelection().measure(x, y), types)).argmax())
+    collector = LayerCollector(DriftSelection(), get_score("wanda"), keep_indices=False)
     target = Target("layer.experts.0.up", nn.Linear(8, 4), "layer", "layer.experts", 0)
     at = torch.tensor([least])
     collector.layer_done("layer", [LayerStates(0, x, y, types)])
@@ -153,7 +154,26 @@ def test_states_that_are_not_finite_are_told() -> None:
 def test_ranks_are_by_descending_drift_and_by_index() -> None:
     types = torch.tensor([1, 0, 2, 1, 3, 0])
     drift = torch.tensor([0.1, 9.0, 0.5, 0.1, 0.7, 9.0])
-    assert drift_ranks(drift, types).tolist() == [2, -1, 1, 3, 0, -1]
+    assert visual_ranks(drift, types).tolist() == [2, -1, 1, 3, 0, -1]
+
+
+def test_rules_that_look_at_whole_layers_get_a_collector_of_their_own() -> None:
+    wanda = get_score("wanda")
+    found = {
+        name: isinstance(collector_for(get_selection(name), wanda, False), LayerCollector)
+        for name in ("amia", "all", "text", "balanced", "drift")
+    }
+    assert found == {name: get_selection(name).needs_states for name in found}
+    assert [name for name, own in found.items() if own] == ["drift"]
+
+
+def test_no_more_is_held_back_than_can_be_kept() -> None:
+    for alpha in (0.0, 0.5, 3.0):
+        rule = DriftSelection(alpha)
+        for text, visual in ((0, 4), (3, 9), (9, 3)):
+            kept = [rule.kept(mean, text, visual) for mean in (0.0, 0.3, 1.0, 2.0)]
+            assert max(kept) <= rule.most(text, visual)
+            assert alpha == 0 or rule.kept(math.inf, text, visual) == rule.most(text, visual)
 
 
 def test_bad_options_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""Collecting for a selection that waits until all samples have passed a decoder layer."""
+"""Collecting for selections that choose when all samples have passed a decoder layer."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from tamp_modifier.calibration.collect import SelectionCollector
 from tamp_modifier.calibration.distributed import gather
 from tamp_modifier.calibration.targets import Target
 from tamp_modifier.scores.base import Score
-from tamp_modifier.selection.drift import DriftSelection, drift_ranks, token_drift
-from tamp_modifier.selection.registry import AllTokens
+from tamp_modifier.selection.base import LayerSelection, Selection, visual_ranks
 from tamp_modifier.tokens import TEXT
 
 
@@ -41,8 +40,8 @@ class _Held:
     inputs: torch.Tensor
 
 
-class DriftCollector(SelectionCollector):
-    """Statistics of the tokens that `DriftSelection` chooses, once a decoder layer.
+class LayerCollector(SelectionCollector):
+    """Statistics of the tokens that a `LayerSelection` chooses, once a decoder layer.
 
     Args:
         rule: the rule.
@@ -50,9 +49,8 @@ class DriftCollector(SelectionCollector):
         keep_indices: remember which tokens were selected, for the report.
     """
 
-    def __init__(self, rule: DriftSelection, score: Score, keep_indices: bool) -> None:
-        # Samples without text give all tokens, and so do Linears outside of the decoder layers.
-        super().__init__(AllTokens(), score, keep_indices)
+    def __init__(self, rule: LayerSelection, score: Score, keep_indices: bool) -> None:
+        super().__init__(rule, score, keep_indices)
         self._rule = rule
         self._sums: dict[str, tuple[torch.Tensor, int]] = {}
         self._passing: dict[str, dict[int, tuple[torch.Tensor, int]]] = {}
@@ -63,21 +61,21 @@ class DriftCollector(SelectionCollector):
         """Take in what a decoder layer got and gave in a batch; its activations come next."""
         self._passing[layer] = {}
         for state in states:
-            drift = token_drift(state.inputs, state.outputs)
+            values = self._rule.measure(state.inputs, state.outputs)
             visual = state.types != TEXT
-            total, count = self._sums.get(layer, (drift.new_zeros((), dtype=torch.float64), 0))
+            total, count = self._sums.get(layer, (values.new_zeros((), dtype=torch.float64), 0))
             seen = int(visual.sum())
-            self._sums[layer] = (total + drift[visual].double().sum(), count + seen)
-            ranks = drift_ranks(drift, state.types)
+            self._sums[layer] = (total + values[visual].double().sum(), count + seen)
+            ranks = visual_ranks(values, state.types)
             self._passing[layer][state.sample] = (ranks, seen)
 
-    def mean_drift(self, layer: str) -> float:
-        """Mean drift of the visual tokens of all samples so far; 0 if there was none."""
+    def mean(self, layer: str) -> float:
+        """Return what the rule measures, mean over the visual tokens so far; 0 without any."""
         total, count = self._sums[layer]
         return float(total) / max(count, 1)
 
     def collect(self, activations: Activations) -> None:
-        """Add the text tokens of one Linear in one sample and holds back what may be selected."""
+        """Add the text tokens of one Linear in one sample and hold back what may be selected."""
         name, layer = activations.target.name, activations.target.layer
         if layer is None or not activations.routed:
             super().collect(activations)
@@ -92,8 +90,7 @@ class DriftCollector(SelectionCollector):
         tokens = activations.tokens
         tokens = torch.arange(len(ranks), device=ranks.device) if tokens is None else tokens
         ranks = ranks[tokens]
-        most = self._rule.kept(math.inf, text, visual) if self._rule.alpha > 0 else 0
-        now, later = ranks < 0, (ranks >= 0) & (ranks < most)
+        now, later = ranks < 0, (ranks >= 0) & (ranks < self._rule.most(text, visual))
         self._statistics(self._selected, activations).update(activations.inputs[now])
         self._counts.setdefault(name, []).append(int(now.sum()))
         if self._keep_indices:
@@ -112,7 +109,7 @@ class DriftCollector(SelectionCollector):
         )
 
     def settle(self, targets: Sequence[Target]) -> None:
-        """Add the visual tokens, now that the mean drift of their layers is known."""
+        """Add the visual tokens, now that the means of their layers are known."""
         layers = {target.layer for target in targets if target.layer is not None}
         for layer, sums in _added_up(self._sums, layers).items():
             self._sums[layer] = sums
@@ -123,7 +120,7 @@ class DriftCollector(SelectionCollector):
         held = self._held.pop(name, [])
         if not held:
             return
-        mean = self.mean_drift(self._layers[name])
+        mean = self.mean(self._layers[name])
         if not math.isfinite(mean):
             self._not_finite.add(name)
             return
@@ -135,6 +132,19 @@ class DriftCollector(SelectionCollector):
                 kept = self._indices[name]
                 both = torch.cat((kept[tokens.sample], tokens.tokens[picked]))
                 kept[tokens.sample] = both.sort().values
+
+
+def collector_for(selection: Selection, score: Score, keep_indices: bool) -> SelectionCollector:
+    """Return what collects for this rule.
+
+    Args:
+        selection: the rule.
+        score: what the statistics are for.
+        keep_indices: remember which tokens were selected, for the report.
+    """
+    if isinstance(selection, LayerSelection):
+        return LayerCollector(selection, score, keep_indices)
+    return SelectionCollector(selection, score, keep_indices)
 
 
 def _added_up(
