@@ -33,7 +33,8 @@ CHECK_SAMPLES, IMAGE_TOKENS, TEXT_TOKENS = 4, 144, 48
 def large_table() -> list[str]:
     """Rows of docs/scale.md."""
     from tamp_modifier.messages import duration
-    from tamp_modifier.workflows.estimate import estimate, measure_config
+    from tamp_modifier.workflows.estimate import estimate
+    from tamp_modifier.workflows.shapes import measure_config
 
     rows = [
         "| model | accelerators | run | time | time, from disk | each accelerator | host | "
@@ -59,7 +60,8 @@ def large_table() -> list[str]:
 def example_table() -> list[str]:
     """Rows of examples/README.md."""
     from tamp_modifier.messages import duration
-    from tamp_modifier.workflows.estimate import estimate, measure_config
+    from tamp_modifier.workflows.estimate import estimate
+    from tamp_modifier.workflows.shapes import measure_config
 
     rows = ["| example | weights | accelerator | host | time |", "|---|---:|---:|---:|---:|"]
     for name, make in EXAMPLES.items():
@@ -197,7 +199,8 @@ def run_check(folder: Path, weights: str) -> dict[str, Any]:
 
 def check(layers: int) -> dict[str, Any]:
     """Run the check in processes of their own, and puts the estimate beside it."""
-    from tamp_modifier.workflows.estimate import Machine, estimate, measure_config
+    from tamp_modifier.workflows.estimate import Machine, estimate
+    from tamp_modifier.workflows.shapes import measure_config
 
     shapes = measure_config(check_config(layers))
     runs: dict[str, Any] = {}

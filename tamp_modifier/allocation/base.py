@@ -18,14 +18,34 @@ class Allocation(ABC):
             every Linear's outputs, "metrics" |W_ij| ||x_j|| of every decoder layer (the rule sums
             them up itself, see `layerwise.MetricAllocation`), "depth" of the decoder layer, or
             "nothing".
+        positive_only: of "diversity", whether it leaves out pairs of tokens of one modality with a
+            negative cosine, see `mean_similarities`.
     """
 
     name: ClassVar[str]
     measure: ClassVar[Literal["diversity", "metrics", "depth", "nothing"]]
+    positive_only: bool = False
+
+    @property
+    def needs_dense_pass(self) -> bool:
+        """Whether it looks at activations of the dense model."""
+        return self.measure in ("diversity", "metrics")
 
     def default_cap(self, sparsity: float) -> float:
         """Highest sparsity of a single Linear where the user gives none."""
         return 1.0
+
+    def operations(self, tokens: float, out_features: int) -> float:
+        """Return floating-point operations of measuring one Linear in one sample.
+
+        It is for the estimate. Only with `positive_only` all tokens are compared with all; else it
+        is little beside a forward pass.
+
+        Args:
+            tokens: of the sample.
+            out_features: of the Linear.
+        """
+        return 2.0 * tokens**2 * out_features if self.positive_only else 0.0
 
     @abstractmethod
     def share_out(

@@ -29,12 +29,15 @@ class DAS(Allocation):
     Attributes:
         score_power: exponent of the importance.
         numel_power: exponent of the number of weights; the score is their product.
+        positive_only: diversity over pairs of a modality with a positive cosine only, as the
+            official code has it.
     """
 
     name = "das"
     measure = "diversity"
     score_power: float = 1.0
     numel_power: float = 0.0
+    positive_only: bool = False
 
     def __post_init__(self) -> None:
         for name in ("score_power", "numel_power"):

@@ -49,7 +49,11 @@ def measurement_for(
     """Return what measures for this rule; None if it needs no pass over the dense model."""
     if isinstance(rule, MetricAllocation):
         return MetricCollector(rule, targets)
-    return DiversityCollector(positive_only) if rule.measure == "diversity" else None
+    return (
+        DiversityCollector(positive_only or rule.positive_only)
+        if rule.measure == "diversity"
+        else None
+    )
 
 
 class DiversityCollector:

@@ -52,10 +52,10 @@ def run(args: argparse.Namespace) -> None:
 
     from tamp_modifier.scores.registry import get_score
     from tamp_modifier.selection.registry import get_selection
-    from tamp_modifier.workflows.estimate import Machine, estimate, measure_config
+    from tamp_modifier.workflows.estimate import Machine, estimate
+    from tamp_modifier.workflows.shapes import measure_config
 
-    get_score(args.score)
-    get_selection(args.selection)
+    selection, score = get_selection(args.selection), get_score(args.score)
     machine = Machine(flops=args.tflops * 1e12, link=args.link * 1e9, disk=args.disk * 1e9)
     found = estimate(
         measure_config(AutoConfig.from_pretrained(args.model)),
@@ -63,8 +63,8 @@ def run(args: argparse.Namespace) -> None:
         args.tokens,
         batch_size=args.batch_size,
         passes=1 if args.one_pass else 3,
-        selection=args.selection,
-        score=args.score,
+        selection=selection,
+        score=score,
         all_experts=args.all_experts,
         processes=args.processes,
         machine=machine,

@@ -9,6 +9,13 @@ from torch import Tensor
 
 from tamp_modifier.statistics import Statistics
 
+COPIED_BYTES = 4
+"""Bytes a weight of a Linear while it is pruned: a copy in bf16, and marks of what is zero."""
+
+COMPARED_BYTES = 22
+"""Bytes a weight that is compared: two copies in bf16, the metric and its copy in fp32, what
+selecting the smallest needs (fp32 value and int64 place, for the pruned half), and the mask."""
+
 
 class Score(ABC):
     """How one Linear is pruned. A new score is one subclass, listed in `SCORES`.
@@ -38,3 +45,21 @@ class Score(ABC):
         Raises:
             ValueError: no token was selected; weights or statistics that are not finite.
         """
+
+    # -- what it costs, for the estimate
+
+    def collecting(self, in_features: int) -> float:
+        """Floating-point operations a selected token; next to none by default."""
+        return 0.0
+
+    def solving(self, in_features: int, out_features: int) -> float:
+        """Floating-point operations of pruning one Linear; next to none by default."""
+        return 0.0
+
+    def statistics_bytes(self, in_features: int) -> int:
+        """Bytes of the statistics of one Linear; none by default."""
+        return 0
+
+    def pruning_bytes(self, in_features: int, out_features: int) -> int:
+        """Bytes that pruning one Linear takes; by default all its weights are compared at once."""
+        return (COPIED_BYTES + COMPARED_BYTES) * in_features * out_features

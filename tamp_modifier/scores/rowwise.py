@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tamp_modifier.masks import apply_mask, magnitude_mask, wanda_mask
-from tamp_modifier.scores.base import Score
+from tamp_modifier.scores.base import COMPARED_BYTES, COPIED_BYTES, Score
 from tamp_modifier.statistics import RowScalars, Statistics, TokenCount
 
 AT_ONCE = 1 << 22
@@ -26,14 +26,25 @@ def _by_rows(weight: Tensor, mask: Callable[[Tensor], Tensor]) -> Tensor:
     return weight
 
 
+class RowwiseScore(Score):
+    """Scores that compare the weights of each output row, some rows at a time."""
+
+    def pruning_bytes(self, in_features: int, out_features: int) -> int:
+        weights = in_features * out_features
+        return COPIED_BYTES * weights + COMPARED_BYTES * min(weights, AT_ONCE)
+
+
 @dataclass(frozen=True)
-class Wanda(Score):
+class Wanda(RowwiseScore):
     """|W_ij| sqrt(mean of x_j^2), compared within each row (arXiv 2306.11695)."""
 
     name = "wanda"
 
     def statistics(self, in_features: int) -> RowScalars:
         return RowScalars(in_features)
+
+    def statistics_bytes(self, in_features: int) -> int:
+        return 8 * in_features
 
     def prune(
         self, weight: Tensor, statistics: Statistics, sparsity: float, mask_structure: str
@@ -44,7 +55,7 @@ class Wanda(Score):
 
 
 @dataclass(frozen=True)
-class Magnitude(Score):
+class Magnitude(RowwiseScore):
     """|W_ij|, compared within each row as in Wanda; no token is looked at."""
 
     name = "magnitude"

@@ -232,6 +232,19 @@ class SparseGPT(Score):
     def statistics(self, in_features: int) -> Hessian:
         return Hessian(in_features)
 
+    def collecting(self, in_features: int) -> float:
+        return 2.0 * in_features**2
+
+    def solving(self, in_features: int, out_features: int) -> float:
+        return float(out_features * in_features**2 + in_features**3)
+
+    def statistics_bytes(self, in_features: int) -> int:
+        return 4 * in_features**2
+
+    def pruning_bytes(self, in_features: int, out_features: int) -> int:
+        # The Hessian is copied, factorised and inverted.
+        return super().pruning_bytes(in_features, out_features) + 3 * 4 * in_features**2
+
     def prune(
         self, weight: Tensor, statistics: Statistics, sparsity: float, mask_structure: str
     ) -> Tensor:

@@ -14,9 +14,10 @@ from tamp_modifier.modifier import TAMPModifier
 from tamp_modifier.pruning.run import PruningRun
 from tamp_modifier.report.model import linear_type
 from tamp_modifier.tokens import MODALITY_NAMES, token_types
-from tamp_modifier.workflows.estimate import Machine, estimate, measure
+from tamp_modifier.workflows.estimate import Machine, estimate
 from tamp_modifier.workflows.models import empty_model
 from tamp_modifier.workflows.prune import Prepared
+from tamp_modifier.workflows.shapes import measure
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -62,15 +63,16 @@ def plan(prepared: Prepared, recipe: list[Any], dtype: str = "auto") -> dict[str
     real = stored if dtype == "auto" else getattr(torch, dtype)
     machine = this_machine(real)
     rule = modifier.make_allocation()
-    dense_pass = rule is not None and rule.measure in ("diversity", "metrics")
+    dense_pass = rule is not None and rule.needs_dense_pass
     found = estimate(
         replace(measure(model), bytes=torch.empty(0, dtype=real).element_size()),
         samples=len(lengths),
         tokens=max(1, round(sum(lengths) / len(lengths))),
         batch_size=prepared.sampling.batch_size,
-        passes=1 if modifier.one_pass else 3 if dense_pass else 2,
-        selection=modifier.selection,
-        score=modifier.score,
+        passes=1 if modifier.one_pass else 2 + dense_pass + modifier.permute_columns,
+        selection=modifier.make_selection(),
+        score=modifier.make_score(),
+        allocation=rule,
         machine=machine,
     )
     return {

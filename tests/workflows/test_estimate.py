@@ -12,14 +12,13 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from tamp_modifier import cli
+from tamp_modifier.allocation import get_allocation
 from tamp_modifier.messages import duration
-from tamp_modifier.workflows.estimate import (
-    Machine,
-    Shapes,
-    estimate,
-    measure,
-    measure_config,
-)
+from tamp_modifier.scores import get_score
+from tamp_modifier.selection import get_selection
+from tamp_modifier.selection.by_modality import TextTokens
+from tamp_modifier.workflows.estimate import Machine, estimate
+from tamp_modifier.workflows.shapes import Shapes, measure, measure_config
 from tests.architectures.models import build, eager
 
 
@@ -50,7 +49,9 @@ def test_operations_are_those_that_torch_counts() -> None:
     # torch counts rotary embeddings too, a product of positions and frequencies.
     extra = counter.get_flop_counts()["Global"]
     counted = sum(extra.values()) - 2 * batch["input_ids"].shape[1] * 4
-    found = estimate(measure(model), 1, batch["input_ids"].shape[1], passes=1, selection="text")
+    found = estimate(
+        measure(model), 1, batch["input_ids"].shape[1], passes=1, selection=TextTokens()
+    )
     assert found.operations == counted
 
 
@@ -96,9 +97,52 @@ def test_time_and_memory_grow_with_the_work(
 
 def test_experts_cost_as_much_as_they_are_used() -> None:
     model = shapes(experts={(32, 16): 64}, routed=0.125)
-    few = estimate(model, 1, 10, passes=1, selection="text").operations
-    every = estimate(model, 1, 10, passes=1, selection="text", all_experts=True).operations
+    few = estimate(model, 1, 10, passes=1, selection=TextTokens()).operations
+    every = estimate(model, 1, 10, passes=1, selection=TextTokens(), all_experts=True).operations
     assert every - few == 2 * 10 * 0.875 * 64 * 32 * 16
+
+
+def test_a_score_that_looks_at_no_token_is_not_charged_for_the_selection() -> None:
+    model = shapes()
+    text = estimate(model, 4, 100, selection=TextTokens(), score=get_score("magnitude"))
+    amia = estimate(model, 4, 100, selection=get_selection("amia"), score=get_score("magnitude"))
+    wanda = estimate(model, 4, 100)
+    assert amia == text and amia.statistics == 0
+    # Every token is compared with every other in the outputs of the four Linears.
+    assert wanda.operations - text.operations == 4 * 2 * 100**2 * 4 * 48
+    assert wanda.activations - text.activations == 3 * 4 * 100**2
+
+
+def test_a_solver_is_charged_for_its_hessians() -> None:
+    wanda = estimate(shapes(), 4, 100)
+    solver = estimate(shapes(), 4, 100, score=get_score("sparsegpt"))
+    collecting, solving = 4 * 2 * 32**2 * 400, 4 * (48 * 32**2 + 32**3)
+    assert solver.operations - wanda.operations == collecting + solving
+    assert (wanda.statistics, solver.statistics) == (2 * 8 * 32, 2 * 4 * 32**2)
+    assert solver.pruning - wanda.pruning == 3 * 4 * 32**2
+
+
+def test_diversity_over_positive_pairs_is_charged_for_comparing_them() -> None:
+    das, official = (
+        estimate(shapes(), 4, 100, allocation=get_allocation("das", positive_only=positive))
+        for positive in (False, True)
+    )
+    assert das == estimate(shapes(), 4, 100)
+    assert official.operations - das.operations == 4 * 2 * 100**2 * 4 * 48
+
+
+def test_a_rule_of_the_users_own_costs_what_it_says() -> None:
+    class Dear(TextTokens):
+        def operations(self, tokens: float, out_features: int) -> float:
+            return 1e9
+
+        def memory(self, tokens: int) -> int:
+            return 10**9
+
+    cheap = estimate(shapes(), 4, 100, selection=TextTokens())
+    dear = estimate(shapes(), 4, 100, selection=Dear())
+    assert dear.operations - cheap.operations == 4 * 4 * 1e9
+    assert dear.activations - cheap.activations == 10**9
 
 
 @pytest.mark.parametrize("name", ["samples", "tokens", "batch_size", "passes", "processes"])
@@ -124,5 +168,8 @@ def test_the_command_prints_the_estimate(tmp_path: Path, capsys: pytest.CaptureF
     assert "not measured" in capsys.readouterr().out
     assert cli.main(["estimate", str(tmp_path), "--tflops", "0"]) == 1
     assert "flops must be finite" in capsys.readouterr().err
+    sized = ["estimate", str(tmp_path), "--samples", "3", "--tokens", "24", "--json"]
+    assert cli.main([*sized, "--score", "magnitude"]) == 0
+    assert json.loads(capsys.readouterr().out)["operations"] < found["operations"]
     assert cli.main(["estimate", str(tmp_path), "--score", "best"]) == 1
     assert "score must be one of" in capsys.readouterr().err
