@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -20,22 +21,17 @@ from pydantic import (
 )
 from rich.console import Console
 
-from tamp_modifier.allocation.base import Allocation
-from tamp_modifier.allocation.patterns import Structure
-from tamp_modifier.allocation.registry import get_allocation
-from tamp_modifier.calibration.batches import TokenTypesFunction, import_function
 from tamp_modifier.calibration.targets import Target
 from tamp_modifier.checkpoint.marker import CONFIG_KEY, config_marker
 from tamp_modifier.permutation import GROUP
 from tamp_modifier.pruning.checks import check_others, check_writable, refuse_bool
 from tamp_modifier.pruning.presets import with_preset
+from tamp_modifier.pruning.renamed import renamed_in, with_new_names
 from tamp_modifier.pruning.run import PruningRun
+from tamp_modifier.pruning.settings import Rules, Settings
+from tamp_modifier.report.model import PruningReport
 from tamp_modifier.report.table import report_table
-from tamp_modifier.scores.base import Score
-from tamp_modifier.scores.registry import get_score
-from tamp_modifier.selection.base import Selection
-from tamp_modifier.selection.registry import get_selection
-from tamp_modifier.tokens import is_multimodal, modality_token_ids, parse_modality_token_ids
+from tamp_modifier.tokens import parse_modality_token_ids
 from tamp_modifier.transformers_plugin import register as register_with_transformers
 from tamp_modifier.upstream.experts import check_experts
 from tamp_modifier.upstream.tracing import complete_tracing
@@ -43,16 +39,7 @@ from tamp_modifier.zeros.keep import guard_zeros, refuse_lost_zeros, watch_zeros
 
 __all__ = ["TAMPModifier"]
 
-_NUMBERS = (
-    "sparsity",
-    "allocation",
-    "allocation_options",
-    "selection_options",
-    "max_sparsity",
-    "score_options",
-    "num_neighbors",
-    "threshold",
-)
+_NUMBERS = ("sparsity", "allocation", "max_sparsity", "score_options")
 
 
 class TAMPModifier(Modifier):
@@ -83,7 +70,8 @@ class TAMPModifier(Modifier):
       and registers the hooks of the pruning pass
     - on_sequential_epoch_end: prunes the decoder layers whose calibration is complete
     - on_calibration_end: with ``one_pass``, shares out and prunes; checks what was reached
-    - on_finalize: checks that zeros survived the rest of the recipe; writes the report
+    - on_finalize: checks that zeros survived the rest of the recipe; keeps the report, and writes
+      it with ``report_path``
 
     What comes after it in the recipe, or in a later ``oneshot`` with the same model, keeps the
     zeros: see `guard`. A run in which one comes back fails.
@@ -105,15 +93,19 @@ class TAMPModifier(Modifier):
             "dlp" (those with a lower median metric keep more), "atp" (sparsity rises with depth;
             no dense pass), "uniform" (no dense pass), or the sparsity of every target Linear by
             name.
-        allocation_options: numbers of the allocation rule by name. das, das_numel: score_power (1)
-            and numel_power (0, 1); owl: m (5), lam (0.08); dlp: alpha (0.15); atp: share (0.5) of
-            the largest slope allowed, or beta, the slope itself, or rise: the last decoder layer is
-            sparser than the first by rise times what the sparsity is above 0.5.
+        allocation_options: options of the allocation rule by name. das, das_numel: score_power (1),
+            numel_power (0, 1) and positive_only (False; similarities within a modality over pairs
+            with a positive cosine only, as the official code has it); owl: m (5), lam (0.08); dlp:
+            alpha (0.15); atp: share (0.5) of the largest slope allowed, or beta, the slope itself,
+            or rise: the last decoder layer is sparser than the first by rise times what the
+            sparsity is above 0.5.
         selection: "amia", "drift" (ATV-Pruning: text tokens and the visual ones that a decoder
             layer moves most), "text" (text tokens only), "all" (Wanda) or "balanced" (all, weighted
             so that every sample counts the same, and in it every modality).
-        selection_options: numbers of the selection rule by name. drift: alpha (1); balanced:
-            modalities (1) and samples (1), how far each is balanced, from 0 to 1.
+        selection_options: options of the selection rule by name. amia: num_neighbors (3; of its
+            graph), threshold (0.1; of its stop criterion, larger selects fewer tokens) and
+            positive_only (False; as for das); drift: alpha (1); balanced: modalities (1) and
+            samples (1), how far each is balanced, from 0 to 1.
         max_sparsity: cap of a single Linear, 1 at most; by default ``sparsity + 0.1`` for das and
             das_numel, and 1 for the others. With "N:M" it is N / M; with "n:M" the default is
             rounded up to whole Ns.
@@ -135,10 +127,6 @@ class TAMPModifier(Modifier):
             prune at its end, without propagating the error of pruned layers. Give ``oneshot`` also
             ``propagate_error=False`` (or ``pipeline="basic"``), or it repeats every layer for
             nothing.
-        positive_only: intra-modality similarities over pairs with a positive cosine only, as the
-            official code has it.
-        num_neighbors: neighbours in AMIA's graph.
-        threshold: factor of AMIA's stop criterion; larger selects fewer tokens.
         no_attention: what to do for decoder layers without softmax attention (linear attention,
             Mamba): "uniform" weighs all tokens the same, with one warning; "error" refuses.
         modality_token_ids: modality name ("image", "video", "audio") to placeholder ids, where the
@@ -149,6 +137,8 @@ class TAMPModifier(Modifier):
         dense_pipeline: pipeline of the dense pass; "basic" for models that cannot be traced.
         tracing_ignore: further function names that tracing skips in the dense pass.
         report_path: where the JSON report goes, a path that ends in ".json"; none by default.
+        keep_indices: whether the report lists the tokens selected for every Linear, which takes
+            memory with rules that select many; by default it does where it is written to a file.
         resume_path: a folder where every finished decoder layer is kept, so that a run that was
             killed goes on when it is started again; see `resume`. Remove it when the model is
             saved. With ``one_pass`` nothing is finished before the end.
@@ -156,6 +146,9 @@ class TAMPModifier(Modifier):
     Raises:
         ValueError: a field out of range; a model, targets or data that cannot be pruned as asked.
             Everything that can be known before calibration is refused before it.
+
+    ``num_neighbors``, ``threshold`` and ``positive_only``, fields of release 0.1, are accepted with
+    a DeprecationWarning until 0.3.
     """
 
     requires_calibration_data: bool = True
@@ -164,9 +157,9 @@ class TAMPModifier(Modifier):
     sparsity: float = 0.5
     mask_structure: str = "0:0"
     allocation: str | dict[str, float] = "das"
-    allocation_options: dict[str, float] = Field(default_factory=dict)
+    allocation_options: dict[str, bool | float] = Field(default_factory=dict)
     selection: str = "amia"
-    selection_options: dict[str, float] = Field(default_factory=dict)
+    selection_options: dict[str, bool | float] = Field(default_factory=dict)
     max_sparsity: float | None = None
     score: str = "wanda"
     score_options: dict[str, float] = Field(default_factory=dict)
@@ -175,26 +168,37 @@ class TAMPModifier(Modifier):
     sequential_targets: str | list[str] | None = None
     permute_columns: bool = False
     one_pass: bool = False
-    positive_only: bool = False
-    num_neighbors: int = 3
-    threshold: float = 0.1
     no_attention: Literal["uniform", "error"] = "uniform"
     modality_token_ids: dict[str, int | list[int]] | None = None
     token_types_fn: str | Callable[[Mapping[str, Any]], torch.Tensor] | None = None
     dense_pipeline: Literal["sequential", "basic"] = "sequential"
     tracing_ignore: list[str] = Field(default_factory=list)
     report_path: str | None = None
+    keep_indices: bool | None = None
     # Left out of saved recipes: it belongs to one run.
     resume_path: str | None = Field(default=None, exclude=True)
 
     _run: PruningRun | None = PrivateAttr(default=None)
+    _report: PruningReport | None = PrivateAttr(default=None)
 
     # -- fields
 
     @model_validator(mode="before")
     @classmethod
     def _apply_preset(cls, fields: Any) -> Any:
-        return with_preset(fields) if isinstance(fields, Mapping) else fields
+        if not isinstance(fields, Mapping):
+            return fields
+        fields = with_preset(fields)
+        old = renamed_in(fields)
+        if old:
+            warnings.warn(
+                f"{', '.join(old)}: fields of TAMPModifier until 0.3, give them in "
+                "selection_options of 'amia' (and positive_only also in allocation_options of "
+                "'das' or 'das_numel')",
+                DeprecationWarning,
+                stacklevel=3,
+            )
+        return with_new_names(fields)
 
     @field_validator(*_NUMBERS, mode="before")
     @classmethod
@@ -246,16 +250,12 @@ class TAMPModifier(Modifier):
     def _check_fields(self) -> TAMPModifier:
         if self.modality_token_ids is not None and self.token_types_fn is not None:
             raise ValueError("give modality_token_ids or token_types_fn, not both")
-        # Refuse names and options that are not known.
-        self._selection_rule()
-        self._allocation_rule()
-        self.make_score()
         if self.max_sparsity is not None and not self.sparsity <= self.max_sparsity <= 1.0:
             raise ValueError(
                 f"max_sparsity must be between sparsity ({self.sparsity}) and 1, "
                 f"got {self.max_sparsity}"
             )
-        structure = self.structure()
+        structure = Rules.of(self).structure  # refuses names and options that are not known
         if self.permute_columns and not (structure.prune_n and structure.prune_m == GROUP):
             raise ValueError(
                 "permute_columns needs mask_structure '1:4', '2:4' or '3:4', got "
@@ -268,7 +268,7 @@ class TAMPModifier(Modifier):
     # -- lifecycle
 
     def on_initialize(self, state: State, **kwargs: Any) -> bool:
-        """Find the target Linears and refuses what cannot work.
+        """Find the target Linears and refuse what cannot work.
 
         Raises:
             UpstreamChanged: llm-compressor lacks a name that is relied on.
@@ -280,31 +280,31 @@ class TAMPModifier(Modifier):
         if self.report_path is not None and is_source_process():
             check_writable(self.report_path)
         check_experts(state.model, active_session().lifecycle.recipe.modifiers)
-        run = PruningRun(self, state.model)
-        check_others(run.targets, self.report_path, self._others())
-        self._run = run
+        settings = Settings.resolve(self, state.model)
+        check_others(settings.targets, self.report_path, self._others())
+        self._run, self._report = PruningRun(settings, state.model), None
         complete_tracing()
         return True
 
     def on_calibration_start(self, state: State, event: Event, **kwargs: Any) -> None:
-        """Read the batches, measures the diversity of the dense model, and starts to collect."""
+        """Read the batches, measure the dense model, and start to collect."""
         self.run.start(state.data.calib, self.register_hook)
 
     def on_sequential_epoch_end(  # type: ignore[override]
         self, state: State, event: Event, **kwargs: Any
     ) -> None:
-        """Prunes the Linears that have seen their calibration samples."""
+        """Prune the Linears that have seen their calibration samples."""
         self.run.subgraph_done()
 
     def on_calibration_end(self, state: State, event: Event, **kwargs: Any) -> None:
-        """Prunes what is left, checks that no Linear was missed, and removes the hooks."""
+        """Prune what is left, check that no Linear was missed, and remove the hooks."""
         self.remove_hooks()
         self.run.finish()
         if is_source_process():
-            Console(stderr=True).print(report_table(self.run.report()))
+            Console(stderr=True).print(report_table(self.run.report))
 
     def on_finalize(self, state: State, **kwargs: Any) -> bool:
-        """Check that the zeros are still there, marks the model, and writes the report.
+        """Check that the zeros are still there, mark the model, and keep the report.
 
         Raises:
             RuntimeError: the rest of the recipe brought pruned weights back.
@@ -315,8 +315,10 @@ class TAMPModifier(Modifier):
         refuse_lost_zeros(state.model)
         # Saved with the model; by it vLLM knows, through the plugin, to serve the zeros sparse.
         setattr(state.model.config, CONFIG_KEY, config_marker("dense"))
-        if self.report_path is not None and is_source_process():
-            run.report().save(self.report_path)
+        if is_source_process():
+            self._report = run.report
+            if self.report_path is not None:
+                self._report.save(self.report_path)
         return True
 
     def abandon(self) -> None:
@@ -325,7 +327,7 @@ class TAMPModifier(Modifier):
         if run is not None:
             run.abandon()
 
-    def _others(self) -> list[tuple[list[Target], str | None]]:
+    def _others(self) -> list[tuple[Sequence[Target], str | None]]:
         """Targets and report path of the TAMPModifiers before this one in the recipe."""
         modifiers = active_session().lifecycle.recipe.modifiers or []
         return [
@@ -341,83 +343,12 @@ class TAMPModifier(Modifier):
             raise RuntimeError("TAMPModifier is not initialized, or is finalized")
         return self._run
 
-    # -- what the fields amount to
-
     @property
-    def cap(self) -> float:
-        """Highest sparsity of a single Linear."""
-        rule = self.make_allocation()
-        return self.structure().cap(1.0 if rule is None else rule.default_cap(self.sparsity))
-
-    def structure(self) -> Structure:
-        """Return the mask structure together with the sparsity that it shall reach."""
-        return Structure.parse(self.mask_structure, self.sparsity, self.max_sparsity)
-
-    def make_allocation(self) -> Allocation | None:
-        """Return the allocation rule; None where sparsities are given or all Linears get the same
-        N:M.
+    def report(self) -> PruningReport | None:
+        """The report of the finished run; None before finalization and in all processes but the
+        first.
         """
-        return None if self.structure().is_fixed else self._allocation_rule()
-
-    def make_score(self) -> Score:
-        """Return the score with its options."""
-        return get_score(self.score, **self.score_options)
-
-    def make_selection(self) -> Selection:
-        """Return the selection rule with its options; the cheapest where the score looks at no
-        token.
-        """
-        return self._selection_rule() if self.make_score().needs_tokens else get_selection("all")
-
-    def _allocation_rule(self) -> Allocation | None:
-        if isinstance(self.allocation, str):
-            return get_allocation(self.allocation, **self.allocation_options)
-        if self.allocation_options:
-            raise ValueError("allocation_options are for a rule by name, not for given sparsities")
-        return None
-
-    def _selection_rule(self) -> Selection:
-        if self.selection != "amia":
-            for field in ("num_neighbors", "threshold"):
-                value = getattr(self, field)
-                if value != type(self).model_fields[field].default:
-                    raise ValueError(
-                        f"{field} is for selection 'amia', got {value} with {self.selection!r}"
-                    )
-            return get_selection(self.selection, **self.selection_options)
-        if self.selection_options:
-            raise ValueError(
-                "selection 'amia' has fields of its own (num_neighbors, threshold, positive_only) "
-                f"and no selection_options, got {', '.join(self.selection_options)}"
-            )
-        return get_selection(
-            "amia",
-            num_neighbors=self.num_neighbors,
-            threshold=self.threshold,
-            positive_only=self.positive_only,
-        )
-
-    def placeholder_ids(self, model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
-        """Return placeholder ids of every modality, from the user or the model's config.
-
-        Raises:
-            ValueError: a multimodal model whose modalities cannot be told.
-        """
-        if self.modality_token_ids is not None:
-            return parse_modality_token_ids(self.modality_token_ids)
-        config = getattr(model, "config", None)
-        ids = modality_token_ids(config)
-        if not ids and self.token_types_fn is None and is_multimodal(config):
-            raise ValueError(
-                f"the config of {type(model).__name__} names no image, video or audio token id; "
-                'give modality_token_ids (e.g. {"image": 32000}) or token_types_fn'
-            )
-        return ids
-
-    def token_types_function(self) -> TokenTypesFunction | None:
-        """``token_types_fn``, imported where it is a name."""
-        fn = self.token_types_fn
-        return import_function(fn) if isinstance(fn, str) else fn
+        return self._report
 
 
 ModifierFactory.register("TAMPModifier", TAMPModifier)

@@ -24,7 +24,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "distributed": ("calibration.distributed",),
     "drift": ("selection.drift",),
     "dry_run": ("workflows.plan",),
-    "estimate": ("workflows.estimate", "messages"),
+    "estimate": ("workflows.estimate", "workflows.shapes", "messages"),
     "figures": ("report.figures",),
     "folders": ("files",),
     "frozen": ("zeros.freeze",),
@@ -52,7 +52,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "sparse.safetensors_writer": ("checkpoint.writer",),
     "sparsegpt": ("scores.sparsegpt",),
     "steps": ("allocation.nearest",),
-    "targets": ("calibration.targets",),
+    "targets": ("calibration.targets", "pruning.checks"),
     "tracing": ("upstream.tracing",),
     "vllm_plugin.marker": ("checkpoint.marker",),
 }

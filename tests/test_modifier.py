@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from transformers import PreTrainedConfig
 
 from tamp_modifier import TAMPModifier
+from tamp_modifier.pruning.settings import Settings
 from tamp_modifier.report import PruningReport
 from tests.architectures.inputs import IMAGE_ID, pad_together
 from tests.architectures.models import build
@@ -191,6 +192,18 @@ def test_the_report_tells_modalities_tokens_and_settings(tmp_path: Path) -> None
         assert linear.tokens_seen == sum(map(len, linear.selected)) > 0
 
 
+def test_the_modifier_keeps_the_report_of_its_run(tmp_path: Path) -> None:
+    model, batches, _ = build("llava_llama")
+    modifier = TAMPModifier(keep_indices=True)
+    assert modifier.report is None
+    prune(model, batches, modifier, tmp_path)
+    report = modifier.report
+    assert report is not None and report.reached_sparsity == pytest.approx(0.5, abs=0.01)
+    assert all(len(linear.selected) == len(batches) for linear in report.linears.values())
+    report.save(tmp_path / "report.json")
+    assert PruningReport.load(tmp_path / "report.json") == report
+
+
 # -- refused before any work
 # --------------------------------------------------------------------------
 
@@ -204,7 +217,7 @@ def test_the_report_tells_modalities_tokens_and_settings(tmp_path: Path) -> None
         ({"mask_structure": "24"}, "mask_structure"),
         ({"mask_structure": "5:4"}, "mask_structure"),
         ({"mask_structure": 124}, 'YAML reads 2:4 without quotes; write mask_structure: "2:4"'),
-        ({"num_neighbors": True}, "num_neighbors: True is no number"),
+        ({"selection_options": {"num_neighbors": True}}, "num_neighbors .* a number, got True"),
         ({"max_sparsity": True}, "max_sparsity: True is no number"),
         ({"allocation": {"a": True}}, "allocation: True is no number"),
         (
@@ -222,10 +235,9 @@ def test_the_report_tells_modalities_tokens_and_settings(tmp_path: Path) -> None
         ({"allocation": "owls"}, "allocation must be one of"),
         ({"selection": "best"}, "selection must be one of"),
         ({"score": "hessian"}, "score must be one of"),
-        ({"num_neighbors": 0}, "num_neighbors"),
-        ({"num_neighbors": 5, "selection": "all"}, "num_neighbors is for selection .amia., got 5"),
-        ({"threshold": 0.7, "preset": "best"}, "threshold is for selection .amia., got 0.7"),
-        ({"threshold": -1.0}, "threshold"),
+        ({"selection_options": {"num_neighbors": 0}}, "num_neighbors must be an integer >= 1"),
+        ({"selection_options": {"num_neighbors": 2.5}}, "num_neighbors must be an integer >= 1"),
+        ({"selection_options": {"threshold": -1.0}}, "threshold must be finite and >= 0"),
         ({"modality_token_ids": {"picture": 3}}, "unknown modality 'picture'"),
         ({"report_path": "report.txt"}, "report_path must end with .json"),
         ({"sparsty": 0.5}, "sparsty"),
@@ -269,9 +281,9 @@ def test_unknown_modalities_are_refused_and_can_be_given(tmp_path: Path) -> None
     model, batches, expected = build("llama_text")
     model.config = PreTrainedConfig(**model.config.to_dict(), vision_config={"hidden_size": 8})
     with pytest.raises(ValueError, match="modality_token_ids"):
-        TAMPModifier().placeholder_ids(model)
-    ids = TAMPModifier(modality_token_ids={"image": IMAGE_ID}).placeholder_ids(model)
-    assert ids == {"image": (IMAGE_ID,)}
+        Settings.resolve(TAMPModifier(), model)
+    given = TAMPModifier(modality_token_ids={"image": IMAGE_ID})
+    assert Settings.resolve(given, model).placeholder_ids == {"image": (IMAGE_ID,)}
 
 
 def test_no_calibration_data_is_refused(tmp_path: Path) -> None:

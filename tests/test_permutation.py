@@ -103,7 +103,7 @@ def test_an_architecture_computes_what_it_did(name: str) -> None:
     for target in targets:  # biases that differ from row to row
         if target.module.bias is not None:
             target.module.bias.normal_()
-    columns = ColumnOrder(model, targets, 2)
+    columns = ColumnOrder(model, find_free_columns(model, targets), 2)
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     outputs = [logits(model(**batch)) for batch in batches]
     show(columns)
@@ -127,7 +127,7 @@ def test_columns_of_o_proj_stay_with_their_key_and_value_head() -> None:
         48,
     )
     assert (free["o_proj"].heads, free["o_proj"].shared, free["o_proj"].width) == (2, 2, 8)
-    columns = ColumnOrder(model, targets, 2)
+    columns = ColumnOrder(model, find_free_columns(model, targets), 2)
     o_proj = model.model.layers[0].self_attn.o_proj
     before = o_proj.weight.detach().clone().view(32, 2, 2, 8)
     show(columns)
@@ -156,7 +156,7 @@ def test_a_model_that_would_change_is_refused_and_stays_as_it_was() -> None:
             return torch.nn.functional.silu(x) * torch.linspace(-1, 3, x.shape[-1])
 
     model.model.layers[0].mlp.act_fn = Scaled()
-    columns = ColumnOrder(model, targets_of(model), 2)
+    columns = ColumnOrder(model, find_free_columns(model, targets_of(model)), 2)
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     show(columns)
     with pytest.raises(ValueError, match="permute_columns changes the logits of LlamaForCausalLM"):

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from tamp_modifier.files import write_json
+from tamp_modifier.pruning.renamed import with_new_names
 
 FORMAT = "tamp-quality"
 FORMAT_VERSION = 2
@@ -232,12 +233,14 @@ def load(path: Path) -> list[Cell]:
         raise ResultError(f"{path} must have cells and nothing else, and at least one")
     try:
         # As JSON: objects of Python would have to be cells already.
-        return _CELLS.validate_json(json.dumps(data.get("cells", [data])))
+        cells = _CELLS.validate_json(json.dumps(data.get("cells", [data])))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         message = f"{path} has a cell that cannot be used: {where}: {first['msg']}"
         raise ResultError(message) from None
+    # Cells that release 0.1 measured name its fields.
+    return [replace(cell, recipe=with_new_names(cell.recipe)) for cell in cells]
 
 
 _CELLS = TypeAdapter(list[Cell])

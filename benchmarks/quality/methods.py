@@ -79,6 +79,10 @@ def _tamp(name: str, title: str, with_structure: bool = True, **fields: Any) -> 
     return Method(name, title, "TAMPModifier", fields, with_structure)
 
 
+_OFFICIAL: dict[str, Any] = {"positive_only": True}
+"""Option of AMIA and of DAS."""
+_AMIA: dict[str, Any] = {"selection_options": _OFFICIAL}
+_DAS: dict[str, Any] = {"allocation_options": _OFFICIAL}
 _ALL: dict[str, Any] = {"selection": "all", "allocation": "uniform"}
 _REFIT: dict[str, Any] = {"score": "sparsegpt", "score_options": {"refit": 8}}
 
@@ -110,11 +114,11 @@ METHODS: dict[str, Method] = {
         ),
         _tamp("text", "text tokens only", selection="text", allocation="uniform"),
         _tamp("atv", "ATV-Pruning", selection="drift", allocation="uniform"),
-        _tamp("amia", "TAMP, AMIA only", False, allocation="uniform", positive_only=True),
-        _tamp("das", "TAMP, DAS only", False, selection="all", positive_only=True),
-        _tamp("das_numel", "AMIA + das_numel", False, allocation="das_numel", positive_only=True),
+        _tamp("amia", "TAMP, AMIA only", False, allocation="uniform", **_AMIA),
+        _tamp("das", "TAMP, DAS only", False, selection="all", **_DAS),
+        _tamp("das_numel", "AMIA + das_numel", False, allocation="das_numel", **_AMIA, **_DAS),
         _tamp("default", "TAMPModifier()"),
-        _tamp("tamp", "TAMP, official code", positive_only=True),
+        _tamp("tamp", "TAMP, official code", **_AMIA, **_DAS),
         _tamp("solver", "SparseGPT, our damping", score="sparsegpt", **_ALL),
         _tamp("refit", "SparseGPT, our damping, refit", **_REFIT, **_ALL),
         _tamp("best", 'TAMPModifier(preset="best")', preset="best"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from compressed_tensors.utils import align_module_device
@@ -19,7 +19,13 @@ from tamp_modifier.statistics import RowScalars
 
 
 class Measurement(Protocol):
-    """Collects activations of the dense model and turns them into an importance per Linear."""
+    """Collects activations of the dense model and turns them into an importance per Linear.
+
+    Attributes:
+        sees_outputs: whether outputs that are not finite show in it, as they do in `is_finite`.
+    """
+
+    sees_outputs: ClassVar[bool]
 
     def collect(self, activations: Activations) -> None:
         """Add one Linear's activations in one sample."""
@@ -43,21 +49,23 @@ class Measurement(Protocol):
         """Return importance of the Linears, for the allocation rule."""
 
 
-def measurement_for(
-    rule: Allocation, targets: Sequence[Target], positive_only: bool
-) -> Measurement | None:
-    """Return what measures for this rule; None if it needs no pass over the dense model."""
+def measurement_for(rule: Allocation | None, targets: Sequence[Target]) -> Measurement | None:
+    """Return what measures for this rule; None if nothing has to be measured."""
+    if rule is None or not rule.needs_dense_pass:
+        return None
     if isinstance(rule, MetricAllocation):
         return MetricCollector(rule, targets)
-    return (
-        DiversityCollector(positive_only or rule.positive_only)
-        if rule.measure == "diversity"
-        else None
-    )
+    return DiversityCollector(rule.positive_only)
 
 
 class DiversityCollector:
-    """Diversity of every Linear's outputs, for DAS."""
+    """Diversity of every Linear's outputs, for DAS.
+
+    Args:
+        positive_only: see `mean_similarities`.
+    """
+
+    sees_outputs: ClassVar[bool] = True
 
     def __init__(self, positive_only: bool = False) -> None:
         self._positive_only = positive_only
@@ -121,6 +129,8 @@ class MetricCollector:
         rule: tells how the metrics of a layer are summed up.
         targets: the Linears.
     """
+
+    sees_outputs: ClassVar[bool] = False
 
     def __init__(self, rule: MetricAllocation, targets: Sequence[Target]) -> None:
         self._rule = rule

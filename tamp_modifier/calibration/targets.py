@@ -139,24 +139,6 @@ def find_targets(
     return found, [pattern for pattern, hit in ignore_hits.items() if not hit]
 
 
-def check_columns(targets: Sequence[Target], prune_m: int) -> None:
-    """Refuses Linears whose rows cannot be cut into groups of M.
-
-    Args:
-        targets: the Linears.
-        prune_m: M; 0 for unstructured, which always fits.
-
-    Raises:
-        ValueError: input features that are not divisible by M, with the first such Linear.
-    """
-    bad = [t for t in targets if prune_m and t.module.in_features % prune_m]
-    if bad:
-        raise ValueError(
-            f"this mask_structure needs input features divisible by {prune_m}; "
-            f"{bad[0].name} has {bad[0].module.in_features}. Add it to ignore"
-        )
-
-
 def _text_decoder(model: nn.Module) -> nn.Module:
     get_decoder = getattr(model, "get_decoder", None)
     decoder = get_decoder() if callable(get_decoder) else None

@@ -1,23 +1,25 @@
-"""What TAMPModifier cannot share a recipe with: refused before any work."""
+"""What cannot be pruned as asked.
+
+What can be known before calibration raises. What only calibration shows returns its message: the
+run brings back what it has changed, and raises.
+"""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from compressed_tensors.quantization.utils import is_module_quantized
 
+from tamp_modifier.calibration.distributed import all_of, any_of
 from tamp_modifier.calibration.targets import Target
 from tamp_modifier.messages import some
-from tamp_modifier.scores.base import Score
-
-if TYPE_CHECKING:
-    pass
 from tamp_modifier.report.model import ReportError
+from tamp_modifier.scores.base import Score
 
 PRUNABLE_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
@@ -34,6 +36,24 @@ def check_weights(targets: Iterable[Target]) -> None:
         raise ValueError(
             f"{len(bad)} target Linears are stored quantized and cannot be pruned: {some(bad)}. "
             "Prune the model that they were made from, and quantize after that"
+        )
+
+
+def check_columns(targets: Sequence[Target], prune_m: int) -> None:
+    """Refuse Linears whose rows cannot be cut into groups of M.
+
+    Args:
+        targets: the Linears.
+        prune_m: M; 0 for unstructured, which always fits.
+
+    Raises:
+        ValueError: input features that are not divisible by M, with the first such Linear.
+    """
+    bad = [t for t in targets if prune_m and t.module.in_features % prune_m]
+    if bad:
+        raise ValueError(
+            f"this mask_structure needs input features divisible by {prune_m}; "
+            f"{bad[0].name} has {bad[0].module.in_features}. Add it to ignore"
         )
 
 
@@ -95,10 +115,6 @@ def refuse_bool(value: Any, field: str) -> Any:
     return value
 
 
-def _same(path: str, other: str | None) -> bool:
-    return other is not None and Path(path).resolve() == Path(other).resolve()
-
-
 def check_writable(path: str | os.PathLike[str]) -> None:
     """Refuses a report path that cannot be written, before hours of work go into the report.
 
@@ -116,3 +132,60 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         raise ReportError(
             f"report_path {str(path)!r} cannot be written: {error.strerror}"
         ) from None
+
+
+# -- what only calibration shows
+
+
+def unseen(names: Iterable[str], has_seen: Callable[[str], bool]) -> str | None:
+    """Return why a run cannot go on: target Linears that saw no sample, in any process.
+
+    Args:
+        names: the target Linears.
+        has_seen: whether a token passed through one of them, in this process.
+    """
+    names = list(names)
+    missed = all_of(name for name in names if not has_seen(name))
+    bad = [name for name in names if name in missed]
+    if not bad:
+        return None
+    return (
+        f"{len(bad)} target Linears saw no calibration sample, nothing was pruned: "
+        f"{some(bad)}. Add them to ignore, give samples that reach them, or, if the "
+        'model cannot be traced, use oneshot(pipeline="basic") and dense_pipeline="basic"'
+    )
+
+
+def not_finite(names: Iterable[str], is_finite: Callable[[str], bool]) -> str | None:
+    """Return why a run cannot go on: Linears whose activations are NaN or infinite somewhere.
+
+    Args:
+        names: the Linears.
+        is_finite: whether what was collected of one of them is finite, in this process.
+    """
+    names = list(names)
+    found = any_of(name for name in names if not is_finite(name))
+    bad = [name for name in names if name in found]
+    if not bad:
+        return None
+    return (
+        f"{len(bad)} target Linears have activations that are not finite, nothing was "
+        f"pruned: {some(bad)}"
+    )
+
+
+def missing_attention(layers: Iterable[str], what_then: str = "") -> str | None:
+    """Return which decoder layers give no attention weights, in any process.
+
+    Args:
+        layers: those of this process.
+        what_then: what follows from it.
+    """
+    found = sorted(any_of(layers))
+    if not found:
+        return None
+    return f"{len(found)} decoder layers give no attention weights{what_then}: {some(found)}"
+
+
+def _same(path: str, other: str | None) -> bool:
+    return other is not None and Path(path).resolve() == Path(other).resolve()

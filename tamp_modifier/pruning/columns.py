@@ -57,7 +57,11 @@ class FreeColumns:
 
 
 def find_free_columns(model: nn.Module, targets: Sequence[Target]) -> list[FreeColumns]:
-    """Return target Linears whose input columns may change places, by the names of their parts."""
+    """Return target Linears whose input columns may change places, by the names of their parts.
+
+    Raises:
+        ValueError: there is none.
+    """
     found = []
     for target in targets:
         parent = model.get_submodule(target.name.rpartition(".")[0])
@@ -66,6 +70,11 @@ def find_free_columns(model: nn.Module, targets: Sequence[Target]) -> list[FreeC
         free = _of_mlp(target, name, linears) or _of_attention(target, name, parent, linears)
         if free is not None and free.width % GROUP == 0:
             found.append(free)
+    if not found:
+        raise ValueError(
+            "permute_columns finds no Linear whose columns may change places: no down_proj "
+            "(or fc2) of an MLP and no o_proj among the targets"
+        )
     return found
 
 
@@ -74,22 +83,14 @@ class ColumnOrder:
 
     Args:
         model: the model.
-        targets: the Linears that are pruned.
+        free: its free columns.
         prune_n: N of N:4.
-
-    Raises:
-        ValueError: no column is free.
     """
 
-    def __init__(self, model: nn.Module, targets: Sequence[Target], prune_n: int) -> None:
+    def __init__(self, model: nn.Module, free: Sequence[FreeColumns], prune_n: int) -> None:
         self._model = model
         self._prune_n = prune_n
-        self._free = find_free_columns(model, targets)
-        if not self._free:
-            raise ValueError(
-                "permute_columns finds no Linear whose columns may change places: no down_proj "
-                "(or fc2) of an MLP and no o_proj among the targets"
-            )
+        self._free = free
         self._scalars = {
             free.reader.name: RowScalars(free.reader.module.in_features) for free in self._free
         }
@@ -107,7 +108,7 @@ class ColumnOrder:
 
     @torch.no_grad()
     def apply(self, batch: Mapping[str, Any]) -> None:
-        """Reorders the columns, and checks that the model computes what it did.
+        """Reorder the columns, and check that the model computes what it did.
 
         Args:
             batch: inputs of the model.
@@ -134,7 +135,7 @@ class ColumnOrder:
 
     @torch.no_grad()
     def undo(self) -> None:
-        """Brings all columns back to their places."""
+        """Bring all columns back to their places."""
         for free, order in self._moved:
             _move(free, order.argsort())
         self._moved.clear()

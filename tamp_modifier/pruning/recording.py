@@ -1,28 +1,26 @@
-"""Builds the report of a pruning run from what the modifier knows."""
+"""The report of a pruning run, from what the run knows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib import metadata
-from typing import Any
 
 import torch
 
 from tamp_modifier.calibration.batches import TokenBatch, count_tokens
 from tamp_modifier.calibration.collect import SelectionCollector
 from tamp_modifier.calibration.measurement import Measurement
-from tamp_modifier.calibration.targets import Target
+from tamp_modifier.pruning.decide import Decision
+from tamp_modifier.pruning.settings import Settings
 from tamp_modifier.report.model import LinearReport, PruningReport, pair_name, weighted_sparsity
 
 PACKAGES = ("tamp-modifier", "llmcompressor", "compressed-tensors", "transformers", "torch")
 
 
 def build_report(
-    settings: Mapping[str, Any],
-    targets: Sequence[Target],
+    settings: Settings,
     batches: Sequence[TokenBatch],
-    sparsities: Mapping[str, float],
-    patterns: Mapping[str, str],
+    decision: Decision,
     reached: Mapping[str, float],
     measured: Measurement | None,
     selected: SelectionCollector,
@@ -31,11 +29,9 @@ def build_report(
     """Return the report of a finished run.
 
     Args:
-        settings: the modifier's fields as JSON values.
-        targets: the pruned Linears.
+        settings: what was asked for.
         batches: the calibration batches.
-        sparsities: what was allocated, by Linear.
-        patterns: "0:0", "N:M" or "dense", by Linear.
+        decision: what was allocated.
         reached: share of zeros after pruning, by Linear.
         measured: importance and similarities; None where the allocation needs none.
         selected: selected tokens.
@@ -43,7 +39,7 @@ def build_report(
     """
     samples = sum(batch.types.shape[0] for batch in batches)
     linears = {}
-    for target in targets:
+    for target in settings.targets:
         name = target.name
         similarities = measured.similarities(name) if measured is not None else {}
         linears[name] = LinearReport(
@@ -51,8 +47,8 @@ def build_report(
             numel=target.module.weight.numel(),
             importance=measured.importance(name) if measured is not None else None,
             similarities={pair_name(pair): value for pair, value in similarities.items()},
-            allocated=sparsities[name],
-            pattern=patterns[name],
+            allocated=decision.sparsities[name],
+            pattern=decision.patterns[name],
             reached=reached[name],
             tokens_seen=selected.tokens_seen(name),
             selected=selected.indices(name, samples),
@@ -60,10 +56,10 @@ def build_report(
         )
     shares = selected.attention()
     return PruningReport(
-        requested_sparsity=settings["sparsity"],
+        requested_sparsity=settings.sparsity,
         reached_sparsity=weighted_sparsity(linears.values()),
-        mask_structure=settings["mask_structure"],
-        settings=dict(settings),
+        mask_structure=settings.told["mask_structure"],
+        settings=dict(settings.told),
         versions={name: installed_version(name) for name in PACKAGES},
         seed=torch.initial_seed(),
         samples=samples,

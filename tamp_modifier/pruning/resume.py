@@ -22,7 +22,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -234,6 +234,8 @@ def _digest_layer(tensors: Mapping[str, torch.Tensor], described: str) -> str:
 
 class SavedMeasurement:
     """What a dense pass of an earlier run measured, in the form of a `Measurement`."""
+
+    sees_outputs: ClassVar[bool] = True
 
     def __init__(self, data: Mapping[str, Any]) -> None:
         self._data = data

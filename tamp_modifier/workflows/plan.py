@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tamp_modifier.calibration.targets import Target
 from tamp_modifier.messages import duration
 from tamp_modifier.modifier import TAMPModifier
-from tamp_modifier.pruning.run import PruningRun
+from tamp_modifier.pruning.decide import allocate_before
+from tamp_modifier.pruning.settings import Settings
 from tamp_modifier.report.model import linear_type
 from tamp_modifier.tokens import MODALITY_NAMES, token_types
 from tamp_modifier.workflows.estimate import Machine, estimate
@@ -27,7 +30,7 @@ SIDE = 1024
 
 
 def plan(prepared: Prepared, recipe: list[Any], dtype: str = "auto") -> dict[str, Any]:
-    """Find what would be pruned, and estimates memory and time on this machine.
+    """Find what would be pruned, and estimate memory and time on this machine.
 
     Args:
         prepared: the calibration samples.
@@ -44,15 +47,9 @@ def plan(prepared: Prepared, recipe: list[Any], dtype: str = "auto") -> dict[str
     """
     modifier = next(m for m in recipe if isinstance(m, TAMPModifier))
     model = empty_model(prepared.config)
-    targets = PruningRun(modifier, model).targets
-    kinds: dict[str, dict[str, Any]] = {}
-    for target in targets:
-        shape = list(target.module.weight.shape)
-        kind = kinds.setdefault(
-            linear_type(target.name), {"linears": 0, "weights": 0, "shape": shape}
-        )
-        kind["linears"] += 1
-        kind["weights"] += shape[0] * shape[1]
+    settings = Settings.resolve(modifier, model)
+    allocate_before(settings)  # refuses what the run would refuse
+    kinds = _kinds(settings.targets)
     tokens: Counter[str] = Counter()
     for sample in prepared.encoded:
         types = token_types(sample.inputs["input_ids"], prepared.ids)
@@ -62,17 +59,15 @@ def plan(prepared: Prepared, recipe: list[Any], dtype: str = "auto") -> dict[str
     stored = getattr(prepared.config, "dtype", None) or torch.float32
     real = stored if dtype == "auto" else getattr(torch, dtype)
     machine = this_machine(real)
-    rule = modifier.make_allocation()
-    dense_pass = rule is not None and rule.needs_dense_pass
     found = estimate(
         replace(measure(model), bytes=torch.empty(0, dtype=real).element_size()),
         samples=len(lengths),
         tokens=max(1, round(sum(lengths) / len(lengths))),
         batch_size=prepared.sampling.batch_size,
-        passes=1 if modifier.one_pass else 2 + dense_pass + modifier.permute_columns,
-        selection=modifier.make_selection(),
-        score=modifier.make_score(),
-        allocation=rule,
+        passes=settings.passes,
+        selection=settings.selection,
+        score=settings.score,
+        allocation=settings.allocation,
         machine=machine,
     )
     return {
@@ -88,6 +83,19 @@ def plan(prepared: Prepared, recipe: list[Any], dtype: str = "auto") -> dict[str
         "flops": machine.flops,
         "estimate": found.to_dict(),
     }
+
+
+def _kinds(targets: Sequence[Target]) -> dict[str, dict[str, Any]]:
+    """Sum the Linears of each kind up: number, weights and shape."""
+    kinds: dict[str, dict[str, Any]] = {}
+    for target in targets:
+        shape = list(target.module.weight.shape)
+        kind = kinds.setdefault(
+            linear_type(target.name), {"linears": 0, "weights": 0, "shape": shape}
+        )
+        kind["linears"] += 1
+        kind["weights"] += shape[0] * shape[1]
+    return kinds
 
 
 def this_machine(dtype: torch.dtype) -> Machine:

@@ -24,6 +24,7 @@ from tamp_modifier.data import (
     read_conversations,
 )
 from tamp_modifier.files import check_output, new_folder, only_writer, write_json
+from tamp_modifier.modifier import TAMPModifier
 from tamp_modifier.report.model import REPORT_FILE, SAMPLES_FILE, PruningReport
 from tamp_modifier.report.samples import shown_path
 from tamp_modifier.tokens import modality_token_ids
@@ -132,7 +133,7 @@ class Pruned:
 
 def prune(
     prepared: Prepared,
-    make_recipe: Callable[[str, str], list[Any]],
+    make_recipe: Callable[[str | None, str | None], list[Any]],
     out: Path,
     dtype: str = "auto",
     restart: bool = False,
@@ -144,8 +145,8 @@ def prune(
 
     Args:
         prepared: the calibration samples.
-        make_recipe: given the report's and the resume path, the modifiers; one of them is a
-            TAMPModifier with these paths.
+        make_recipe: given a report path, here None, and the resume path, the modifiers; one of
+            them is a TAMPModifier with these paths.
         out: the folder to write.
         dtype: type of the weights, "auto" for that of the file.
         restart: forget what an earlier run has finished.
@@ -172,7 +173,7 @@ def prune(
 
 def _prune(
     prepared: Prepared,
-    make_recipe: Callable[[str, str], list[Any]],
+    make_recipe: Callable[[str | None, str | None], list[Any]],
     out: Path,
     dtype: str,
     restart: bool,
@@ -180,8 +181,6 @@ def _prune(
     partial = out.with_name(out.name + ".partial")
     if restart:
         shutil.rmtree(partial, ignore_errors=True)
-    # Beside the layers, not among them, until the model is there.
-    report_path = out.with_name(out.name + ".report.json")
     seconds: dict[str, float] = {}
     begin = time.perf_counter()
 
@@ -190,26 +189,26 @@ def _prune(
         now = time.perf_counter()
         seconds[name], begin = now - begin, now
 
-    recipe = make_recipe(str(report_path), str(partial))
+    recipe = make_recipe(None, str(partial))
+    ours = next(modifier for modifier in recipe if isinstance(modifier, TAMPModifier))
+    given = ours.keep_indices
+    if given is None:
+        ours.keep_indices = True  # as where the run writes the report
     torch.manual_seed(prepared.sampling.seed)
     model = load_model(prepared.model, prepared.config, dtype)
     check_output(out, sum(p.numel() * p.element_size() for p in model.parameters()))
     lap("load")
-    try:
-        _run(model, prepared, recipe)
-        lap("prune")
-        report = PruningReport.load(report_path)
-        for modifier in recipe:  # what the saved recipe says
-            if getattr(modifier, "report_path", None) is not None:
-                modifier.report_path = REPORT_FILE
-        with new_folder(out, f"; the pruned layers are kept in {partial}") as folder:
-            model.save_pretrained(folder)
-            prepared.processor.save_pretrained(folder)
-            report.save(folder / REPORT_FILE)
-            write_json(folder / SAMPLES_FILE, describe_samples(prepared))
-        lap("save")
-    finally:
-        report_path.unlink(missing_ok=True)
+    _run(model, prepared, recipe)
+    lap("prune")
+    report = ours.report
+    assert report is not None
+    ours.report_path, ours.keep_indices = REPORT_FILE, given  # what the saved recipe says
+    with new_folder(out, f"; the pruned layers are kept in {partial}") as folder:
+        model.save_pretrained(folder)
+        prepared.processor.save_pretrained(folder)
+        report.save(folder / REPORT_FILE)
+        write_json(folder / SAMPLES_FILE, describe_samples(prepared))
+    lap("save")
     shutil.rmtree(partial, ignore_errors=True)
     return Pruned(report, seconds)
 

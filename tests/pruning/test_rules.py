@@ -14,7 +14,6 @@ from torch import Tensor
 
 from tamp_modifier import TAMPModifier
 from tamp_modifier.report import PruningReport
-from tamp_modifier.selection.drift import DriftSelection
 from tests.architectures.inputs import Batch, pad_together
 from tests.architectures.models import Expected, build, eager
 from tests.running import linear_weights, prune, sparsity
@@ -345,19 +344,6 @@ def test_a_yaml_recipe_takes_options(tmp_path: Path) -> None:
     assert same(linear_weights(model, expected.targets), pruned(tmp_path, fields)[0])
 
 
-def test_the_cap_follows_the_rule_unless_given() -> None:
-    assert TAMPModifier().cap == 0.6
-    assert TAMPModifier(allocation="owl").cap == 1.0
-    assert TAMPModifier(allocation="owl", max_sparsity=0.55).cap == 0.55
-
-
-def test_options_reach_the_rules() -> None:
-    rule = TAMPModifier(selection="drift", selection_options={"alpha": 1.5}).make_selection()
-    assert isinstance(rule, DriftSelection) and rule.alpha == 1.5
-    das = TAMPModifier(allocation_options={"numel_power": 0.5}).make_allocation()
-    assert das is not None and das.numel_power == 0.5  # type: ignore[attr-defined]
-
-
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -366,7 +352,9 @@ def test_options_reach_the_rules() -> None:
         ({"score": "hessian"}, "one of wanda, sparsegpt, magnitude"),
         ({"allocation": "owl", "allocation_options": {"beta": 1}}, "its options are m, lam"),
         ({"allocation": {"a": 0.5}, "allocation_options": {"m": 1}}, "for a rule by name"),
-        ({"selection_options": {"alpha": 1}}, "'amia' has fields of its own"),
+        ({"selection_options": {"alpha": 1}}, "'amia' has no option 'alpha'"),
+        ({"allocation": "owl", "allocation_options": {"m": True}}, "option m .* a number, got Tr"),
+        ({"allocation_options": {"positive_only": 1}}, "positive_only .* true or false, got 1"),
         ({"selection": "all", "selection_options": {"alpha": 1}}, "it has none"),
         ({"selection": "drift", "selection_options": {"alpha": -1}}, "alpha must be finite"),
         ({"score_options": {"damping": 0.1}}, "score 'wanda' has no option 'damping'"),

@@ -33,7 +33,8 @@ def test_every_method_has_a_recipe_at_every_setting(tmp_path: Path) -> None:
 def test_rivals_are_what_their_names_say() -> None:
     job = Job(BoxModel(Path()), 0.5, "0:0", [], None)
     tamp = METHODS["tamp"].make(job)
-    assert isinstance(tamp, TAMPModifier) and tamp.positive_only
+    assert isinstance(tamp, TAMPModifier)
+    assert tamp.selection_options == tamp.allocation_options == {"positive_only": True}
     assert (tamp.allocation, tamp.selection, tamp.score) == ("das", "amia", "wanda")
     assert METHODS["amia"].make(job).allocation == "uniform"
     assert METHODS["das"].make(job).selection == "all"
