@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 
 def some(names: Sequence[str], limit: int = 5) -> str:
@@ -16,3 +17,25 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+class FieldError(ValueError):
+    """A field that has no such value, or a field that there is not."""
+
+
+def refusals(error: Any) -> str:
+    """Return what pydantic refused, in one line without its frame.
+
+    Args:
+        error: a `pydantic.ValidationError`.
+    """
+    found = []
+    for refusal in error.errors():
+        message = refusal["msg"].removeprefix("Value error, ")
+        place = ".".join(str(part) for part in refusal["loc"])
+        if refusal["type"] == "extra_forbidden":
+            message = f"{error.title} has no field {place!r}"
+        elif place and not message.startswith(place) and refusal["type"] != "value_error":
+            message = f"{place}: {message}, got {refusal.get('input')!r}"
+        found.append(message)
+    return "; ".join(found)

@@ -14,6 +14,7 @@ from llmcompressor.modifiers.factory import ModifierFactory
 from pydantic import (
     Field,
     PrivateAttr,
+    ValidationError,
     ValidationInfo,
     field_serializer,
     field_validator,
@@ -23,6 +24,7 @@ from rich.console import Console
 
 from tamp_modifier.calibration.targets import Target
 from tamp_modifier.checkpoint.marker import CONFIG_KEY, config_marker
+from tamp_modifier.messages import FieldError, refusals
 from tamp_modifier.permutation import GROUP
 from tamp_modifier.pruning.checks import check_others, check_writable, refuse_bool
 from tamp_modifier.pruning.presets import with_preset
@@ -183,6 +185,12 @@ class TAMPModifier(Modifier):
 
     # -- fields
 
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise FieldError(refusals(error)) from None
+
     @model_validator(mode="before")
     @classmethod
     def _apply_preset(cls, fields: Any) -> Any:
@@ -196,7 +204,7 @@ class TAMPModifier(Modifier):
                 "selection_options of 'amia' (and positive_only also in allocation_options of "
                 "'das' or 'das_numel')",
                 DeprecationWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
         return with_new_names(fields)
 

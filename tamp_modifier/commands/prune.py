@@ -155,8 +155,6 @@ def run(args: argparse.Namespace) -> None:
 
 def _recipe(args: argparse.Namespace) -> Callable[[str | None, str | None], list[Any]]:
     """Check the recipe, and return what makes it, given where report and finished layers go."""
-    from pydantic import ValidationError
-
     from tamp_modifier import TAMPModifier
 
     given = {name: getattr(args, name) for name in FIELDS if getattr(args, name) is not None}
@@ -169,10 +167,7 @@ def _recipe(args: argparse.Namespace) -> Callable[[str | None, str | None], list
     def make(report_path: str | None, resume_path: str | None) -> list[Any]:
         return [TAMPModifier(**given, report_path=report_path, resume_path=resume_path)]
 
-    try:
-        make(None, None)
-    except ValidationError as error:
-        raise ValueError(_refusals(error)) from None
+    make(None, None)
     return make
 
 
@@ -182,14 +177,16 @@ def _recipe_of_file(path: Path) -> Callable[[str | None, str | None], list[Any]]
     from pydantic import ValidationError
 
     from tamp_modifier import TAMPModifier
+    from tamp_modifier.messages import FieldError, refusals
 
     _check_yaml(path)
 
     def make(report_path: str | None, resume_path: str | None) -> list[Any]:
         try:
             modifiers = Recipe.create_instance(str(path)).modifiers
-        except ValidationError as error:
-            raise ValueError(f"{path}: {_refusals(error)}") from None
+        except (FieldError, ValidationError) as error:
+            what = refusals(error) if isinstance(error, ValidationError) else str(error)
+            raise ValueError(f"{path}: {what}") from None
         except Exception as error:  # llm-compressor and YAML raise many kinds
             what = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"{path} is not a recipe: {what}") from None
@@ -234,18 +231,6 @@ def _check_yaml(path: Path) -> None:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(document, dict):
         raise ValueError(f"{path} is not a recipe: expected stages of modifiers")
-
-
-def _refusals(error: Any) -> str:
-    """pydantic's refusals in one line."""
-    found = []
-    for refusal in error.errors():
-        message = refusal["msg"].removeprefix("Value error, ")
-        place = ".".join(str(part) for part in refusal["loc"])
-        value = refusal.get("input")
-        named = place and not message.startswith(place) and refusal["type"] != "value_error"
-        found.append(f"{place}: {message}, got {value!r}" if named else message)
-    return "; ".join(found)
 
 
 def _summary(args: argparse.Namespace, done: Pruned) -> dict[str, Any]:

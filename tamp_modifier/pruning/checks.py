@@ -14,12 +14,15 @@ from typing import Any
 
 import torch
 from compressed_tensors.quantization.utils import is_module_quantized
+from torch import nn
 
 from tamp_modifier.calibration.distributed import all_of, any_of
 from tamp_modifier.calibration.targets import Target
+from tamp_modifier.checkpoint.marker import CONFIG_KEY
 from tamp_modifier.messages import some
 from tamp_modifier.report.model import ReportError
 from tamp_modifier.scores.base import Score
+from tamp_modifier.zeros.remembered import remembered
 
 PRUNABLE_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
@@ -185,6 +188,27 @@ def missing_attention(layers: Iterable[str], what_then: str = "") -> str | None:
     if not found:
         return None
     return f"{len(found)} decoder layers give no attention weights{what_then}: {some(found)}"
+
+
+def already_pruned(model: nn.Module) -> str | None:
+    """Tell that a model was pruned before; None if it was not, as far as it says."""
+    pruned = len(remembered(model))
+    if not pruned and getattr(model.config, CONFIG_KEY, None) is None:
+        return None
+    return (
+        f"{type(model).__name__} was pruned before: its zeros stay and count towards the sparsity "
+        "that is asked for now, and importances are those of the pruned model"
+    )
+
+
+def nothing_to_prune(zeros: int, numel: int, sparsity: float) -> str | None:
+    """Tell that the targets had as many zeros before as were asked for; None if they had not."""
+    if zeros < sparsity * numel:
+        return None
+    return (
+        f"sparsity {sparsity} asks for no more zeros than the {zeros / numel:.1%} that the target "
+        "weights had before: next to nothing was pruned"
+    )
 
 
 def _same(path: str, other: str | None) -> bool:

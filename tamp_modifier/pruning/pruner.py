@@ -27,10 +27,12 @@ class Pruner:
 
     Attributes:
         reached: share of zeros of every Linear pruned so far.
+        zeros_before: number of zeros that each had before; of those that this process pruned.
     """
 
     def __init__(self, score: Score, keep_removed: bool) -> None:
         self.reached: dict[str, float] = {}
+        self.zeros_before: dict[str, int] = {}
         self._score = score
         self._keep_removed = keep_removed
         self._removed: list[tuple[Target, torch.Tensor]] = []
@@ -50,6 +52,7 @@ class Pruner:
         mask_structure = UNSTRUCTURED if pattern == DENSE else pattern
         with align_module_device(target.module):
             weight = target.module.weight.detach().clone()
+        self.zeros_before[target.name] = int((weight == 0).sum())
         dense = weight.cpu().clone() if self._keep_removed else None
         weight = self._score.prune(weight, statistics, sparsity, mask_structure)
         if dense is not None:

@@ -23,12 +23,18 @@ from tamp_modifier.calibration.batches import (
 )
 from tamp_modifier.calibration.collect_layer import collector_for
 from tamp_modifier.calibration.dense_pass import run_dense_pass
-from tamp_modifier.calibration.distributed import agree, any_of, assign_owners, ranks
+from tamp_modifier.calibration.distributed import agree, any_of, assign_owners, gather, ranks
 from tamp_modifier.calibration.loader import RepeatableLoader
 from tamp_modifier.calibration.measurement import Measurement, measurement_for
 from tamp_modifier.calibration.observer import Observer, RegisterHook
 from tamp_modifier.calibration.targets import Target
-from tamp_modifier.pruning.checks import missing_attention, not_finite, unseen
+from tamp_modifier.pruning.checks import (
+    already_pruned,
+    missing_attention,
+    not_finite,
+    nothing_to_prune,
+    unseen,
+)
 from tamp_modifier.pruning.columns import ColumnOrder
 from tamp_modifier.pruning.decide import allocate, allocate_before
 from tamp_modifier.pruning.pruner import Pruner
@@ -96,6 +102,9 @@ class PruningRun:
             RuntimeError: target Linears without a sample or with activations that are not finite.
         """
         start = time.perf_counter()
+        message = already_pruned(self._model)
+        if message is not None:
+            logger.warning(message)
         loader = self._read(dataloader)
         if self._resume is not None:
             self._open(self._resume, loader)
@@ -140,6 +149,10 @@ class PruningRun:
                 self._decision = allocate(self._settings, self._measurement)
             self._prune_ready()
         self._pruner.forget()
+        zeros = sum(sum(found.values()) for found in gather(self._pruner.zeros_before))
+        message = nothing_to_prune(zeros, sum(self._numel.values()), self._settings.sparsity)
+        if message is not None:
+            logger.warning(message)
         self._selected.join()
         self._batches = join_batches(self._batches)
         self._timings["pruning_pass"] = time.perf_counter() - self._started

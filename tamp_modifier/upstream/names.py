@@ -36,6 +36,11 @@ _MOE_ISSUE = "vllm-project/llm-compressor#3069"
 _PATCHED: tuple[Name, ...] = (
     _llm("llmcompressor.entrypoints.oneshot:Oneshot", "apply_recipe_modifiers", "(self, ...)",
          why="patched: hooks of a failed run go, lost zeros fail the run"),
+    _llm("llmcompressor.entrypoints.oneshot", "get_calibration_dataloader",
+         "(dataset_args, processor)",
+         why="patched: takes rows that come with our Collator, and tells unused arguments"),
+    _llm("llmcompressor.args:DatasetArguments", "num_calibration_samples", "",
+         why="is not used for a DataLoader, which is told"),
     _llm("llmcompressor.entrypoints.oneshot:Oneshot", "model", "",
          why="the model of the run that is watched"),
     _llm(f"{_GPTQ}.base", "prepare_batch", "(batch, ...)",

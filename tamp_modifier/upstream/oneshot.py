@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -11,7 +12,9 @@ import torch
 from llmcompressor.core import active_session
 from llmcompressor.entrypoints.oneshot import Oneshot
 from llmcompressor.pipelines.cache import IntermediatesCache
+from loguru import logger
 from torch import nn
+from torch.utils.data import DataLoader
 
 from tamp_modifier.data.collate import Collator, oneshot_loader
 
@@ -82,10 +85,25 @@ def _taking_rows(get_calibration_dataloader: Callable[..., Any]) -> Callable[...
 
     @wraps(get_calibration_dataloader)
     def get(dataset_args: Any, processor: Any) -> Any:
+        _tell_unused(dataset_args)
         loader = oneshot_loader(dataset_args)
         return get_calibration_dataloader(dataset_args, processor) if loader is None else loader
 
     return get
+
+
+def _tell_unused(dataset_args: Any) -> None:
+    """Warn of a number of samples that llm-compressor does not use: a loader is taken whole."""
+    count = dataset_args.num_calibration_samples
+    default = {field.name: field.default for field in dataclasses.fields(dataset_args)}
+    if isinstance(dataset_args.dataset, DataLoader) and count not in (
+        None,
+        default["num_calibration_samples"],
+    ):
+        logger.warning(
+            f"num_calibration_samples={count} is not used: dataset is a DataLoader, and all of "
+            "its batches are"
+        )
 
 
 def _where_it_can(pin_memory: Callable[..., None]) -> Callable[..., None]:
