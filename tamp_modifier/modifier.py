@@ -136,7 +136,9 @@ class TAMPModifier(Modifier):
         token_types_fn: function from a calibration batch to its token types, integers
             [batch, sequence] of the decoder's sequence (0 text, 1 image, 2 video, 3 audio, -1
             padding); for models whose ids do not tell. In YAML "package.module:function".
-        dense_pipeline: pipeline of the dense pass; "basic" for models that cannot be traced.
+        dense_pipeline: pipeline of the dense pass: "auto" (sequential, and basic where the model
+            cannot be traced), "sequential" or "basic". The pass that prunes follows ``pipeline`` of
+            ``oneshot``, which falls back in the same way unless it is "sequential".
         tracing_ignore: further function names that tracing skips in the dense pass.
         report_path: where the JSON report goes, a path that ends in ".json"; none by default.
         keep_indices: whether the report lists the tokens selected for every Linear, which takes
@@ -173,7 +175,7 @@ class TAMPModifier(Modifier):
     no_attention: Literal["uniform", "error"] = "uniform"
     modality_token_ids: dict[str, int | list[int]] | None = None
     token_types_fn: str | Callable[[Mapping[str, Any]], torch.Tensor] | None = None
-    dense_pipeline: Literal["sequential", "basic"] = "sequential"
+    dense_pipeline: Literal["auto", "sequential", "basic"] = "auto"
     tracing_ignore: list[str] = Field(default_factory=list)
     report_path: str | None = None
     keep_indices: bool | None = None

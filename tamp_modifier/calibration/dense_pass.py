@@ -14,6 +14,7 @@ from llmcompressor.pipelines.registry import CalibrationPipeline
 from tamp_modifier import progress
 from tamp_modifier.calibration.loader import RepeatableLoader
 from tamp_modifier.calibration.observer import Observer
+from tamp_modifier.upstream.fallback import calibrating
 
 
 class _Observe(Modifier):
@@ -59,7 +60,8 @@ def run_dense_pass(
         observer: its hooks are registered for this pass.
         layer_classes: class names of the decoder layers. By default vision blocks are sequential
             targets too; here they would only add subgraphs.
-        pipeline: "sequential" or "basic".
+        pipeline: "auto" (sequential, and as a whole where the model cannot be traced), "sequential"
+            or "basic".
         tracing_ignore: function names that tracing skips, besides the default ones.
     """
     classes = set(layer_classes)
@@ -74,9 +76,11 @@ def run_dense_pass(
             calib_data=loader,
             copy_data=False,
         )
-        run = CalibrationPipeline.load_from_registry(pipeline)
+        name = "sequential" if pipeline == "auto" else pipeline
+        run = CalibrationPipeline.load_from_registry(name)
         try:
-            run(model, loader, arguments)
+            with calibrating(pipeline):
+                run(model, loader, arguments)
         finally:
             observe.remove_hooks()
         session.finalize()

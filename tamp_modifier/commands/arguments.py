@@ -53,6 +53,17 @@ def add_dtype(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_pipeline(parser: argparse._ActionsContainer) -> None:
+    """Add ``--pipeline``, how samples pass through the model."""
+    parser.add_argument(
+        "--pipeline",
+        choices=("auto", "sequential", "basic"),
+        default="auto",
+        help="sequential: layer by layer, each sees what pruning the layers before it did; basic: "
+        "through the whole model; auto (default): basic where the model cannot be traced",
+    )
+
+
 def add_skip_bad(parser: argparse._ActionsContainer) -> None:
     """Add ``--skip-bad``, how many rows of the data may be left out."""
     parser.add_argument(

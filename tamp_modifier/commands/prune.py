@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tamp_modifier.commands.arguments import add_dtype, add_skip_bad, positive
+from tamp_modifier.commands.arguments import add_dtype, add_pipeline, add_skip_bad, positive
 
 if TYPE_CHECKING:
     from tamp_modifier.workflows.prune import Pruned
@@ -107,6 +107,7 @@ def _add_calibration(group: Any) -> None:
     group.add_argument(
         "--frames", type=positive, default=8, help="taken from a video (default: %(default)s)"
     )
+    add_pipeline(group)
     add_skip_bad(group)
 
 
@@ -142,7 +143,9 @@ def run(args: argparse.Namespace) -> None:
         else:
             step("loading the model", 0, 0)
             with progress.listening(step):
-                done = job.prune(prepared, make_recipe, args.output, args.dtype, args.restart)
+                done = job.prune(
+                    prepared, make_recipe, args.output, args.dtype, args.restart, args.pipeline
+                )
             summary = _summary(args, done)
     summary["warnings"] = warnings
     if args.json:

@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from tamp_modifier.data.collate import Collator, oneshot_loader
+from tamp_modifier.upstream.fallback import calibrating
 
 _DONE = "_tamp_guarded"
 
@@ -66,8 +67,10 @@ def _watched(
             collator = getattr(loader, "collate_fn", None)
             if isinstance(collator, Collator):
                 collator.use_dtype_of(self.model)
+        strict = self.dataset_args.pipeline == "sequential"  # asked for; the default is another
         try:
-            apply_recipe_modifiers(self, *args, **kwargs)
+            with calibrating("sequential" if strict else None, anew=True):
+                apply_recipe_modifiers(self, *args, **kwargs)
         except BaseException:  # Ctrl-C too
             for modifier in active_session().lifecycle.recipe.modifiers:
                 modifier.remove_hooks()

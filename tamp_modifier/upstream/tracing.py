@@ -1,6 +1,6 @@
 """Corrects how llm-compressor's sequential pipeline traces some models and data.
 
-Tracing turns the model into a graph that is cut at the decoder layers. Four things go wrong on the
+Tracing turns the model into a graph that is cut at the decoder layers. Five things go wrong on the
 way, most of them without a word:
 
 - Every argument of the root module's ``forward`` becomes a placeholder, and placeholders that the
@@ -14,14 +14,17 @@ way, most of them without a word:
   layers then get no mask at all, see the future, and attend to padding.
 - A ModelOutput that enters a wrapped piece of code arrives there as a plain dict, without the
   attributes that the code reads (Qwen2-Audio: ``outputs.labels``), which raises.
+- Where tracing raises, functions of torch such as `torch.arange` stay replaced by ones for tracing,
+  and models that are loaded later have wrong buffers.
 
 All are properties of the tracer and the pipeline, so they are corrected there, once a process, for
-every modifier.
+every modifier. A model that still cannot be traced runs as a whole, see `upstream.fallback`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
@@ -33,6 +36,7 @@ from transformers import PreTrainedConfig
 from transformers.utils import ModelOutput
 
 from tamp_modifier.calibration.loader import RepeatableLoader
+from tamp_modifier.upstream.fallback import traced_or_whole
 
 _DONE = "_tamp_corrected"
 
@@ -47,6 +51,7 @@ def complete_tracing() -> None:
         return
     _keep_what_kwargs_reach(SequentialTracer)
     _keep_configs_and_outputs(SequentialTracer)
+    _restore_torch_after_errors(SequentialTracer)
     _trace_with_every_input()
     _give_every_batch_every_input(IntermediatesCache)
     setattr(SequentialTracer, _DONE, True)
@@ -88,15 +93,39 @@ def _returning(config: PreTrainedConfig) -> Callable[[], PreTrainedConfig]:
     return model_config
 
 
+def _restore_torch_after_errors(tracer: Any) -> None:
+    patch_for_tracing = tracer.patch_for_tracing
+
+    @wraps(patch_for_tracing)
+    @contextmanager
+    def corrected(self: Any, root: Any) -> Iterator[None]:
+        patched = patch_for_tracing(self, root)
+        patched.__enter__()
+        try:
+            yield
+        finally:
+            patched.__exit__(None, None, None)  # with an error it would not restore anything
+
+    tracer.patch_for_tracing = corrected
+
+
 def _trace_with_every_input() -> None:
     trace = pipeline.trace_subgraphs
 
     @wraps(trace)
     def corrected(model: Any, sample_input: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         data = active_session().state.data
+        batch = sample_input
         if data is not None and data.calib is not None:
             sample_input = _with_inputs_of_all(data.calib, sample_input)
-        return trace(model, sample_input, *args, **kwargs)
+        targets = args[0] if args else kwargs["sequential_targets"]
+        return traced_or_whole(
+            lambda: trace(model, sample_input, *args, **kwargs),
+            model,
+            batch,
+            list(sample_input),
+            targets,
+        )
 
     pipeline.trace_subgraphs = corrected
 

@@ -137,6 +137,7 @@ def prune(
     out: Path,
     dtype: str = "auto",
     restart: bool = False,
+    pipeline: str = "auto",
 ) -> Pruned:
     """Load the model, run the recipe and save model, processor and report.
 
@@ -150,6 +151,8 @@ def prune(
         out: the folder to write.
         dtype: type of the weights, "auto" for that of the file.
         restart: forget what an earlier run has finished.
+        pipeline: "sequential", "basic", or "auto": sequential, and basic where the model cannot be
+            traced.
 
     Raises:
         ValueError: what the modifiers refuse.
@@ -198,7 +201,7 @@ def _prune(
     model = load_model(prepared.model, prepared.config, dtype)
     check_output(out, sum(p.numel() * p.element_size() for p in model.parameters()))
     lap("load")
-    _run(model, prepared, recipe)
+    _run(model, prepared, recipe, pipeline)
     lap("prune")
     report = ours.report
     assert report is not None
@@ -213,20 +216,26 @@ def _prune(
     return Pruned(report, seconds)
 
 
-def _run(model: Any, prepared: Prepared, recipe: list[Any]) -> None:
+def _run(model: Any, prepared: Prepared, recipe: list[Any], pipeline: str) -> None:
     from llmcompressor import oneshot
 
+    from tamp_modifier.upstream.fallback import calibrating
+
     arguments: dict[str, Any] = {}
+    for modifier in recipe:
+        if pipeline != "auto" and hasattr(modifier, "dense_pipeline"):
+            modifier.dense_pipeline = pipeline
     if any(getattr(modifier, "one_pass", False) for modifier in recipe):
         arguments["propagate_error"] = False
     try:
-        oneshot(
-            model=model,
-            processor=prepared.processor,
-            dataset=prepared.loader(),
-            recipe=recipe,
-            **arguments,
-        )
+        with calibrating(pipeline):
+            oneshot(
+                model=model,
+                processor=prepared.processor,
+                dataset=prepared.loader(),
+                recipe=recipe,
+                **arguments,
+            )
     except (ValueError, RuntimeError, OSError, MemoryError):
         raise
     except Exception as error:  # what models and the tracing of them may raise
