@@ -105,10 +105,12 @@ RECURRENT_CLASS = re.compile(
 
 RECURRENT_PARTS = ("A_log", "dt_bias", "conv1d", "q_conv1d", "short_conv")
 
-# Never worth pruning and never meant by "Linear": the output head, and routers, whose few rows
-# decide which expert a token goes to.
+# Never worth pruning and never meant by "Linear": the output head; routers, whose few rows decide
+# which expert a token goes to; and the step size of Mamba (Jamba), whose weight is multiplied
+# without calling the Linear, so that no sample is seen.
 ALWAYS_IGNORED = (
     "re:.*lm_head$",
+    r"re:.*\.dt_proj$",
     r"re:.*\.(gate|router|wg|shared_expert_gate|shared_experts_gate)(\..*)?$",
 )
 

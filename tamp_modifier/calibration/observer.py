@@ -203,6 +203,9 @@ class Observer:
     ) -> None:
         """Note which tokens each expert gets, in the order in which it sees them."""
         top_k_index = args[1] if len(args) > 1 else kwargs.get("top_k_index")
+        route: Any = getattr(module, "route", None)
+        if route is not None:  # the choice is made inside
+            top_k_index = route(args[1])[0]
         if top_k_index is not None:
             slots = top_k_index.detach().reshape(-1, top_k_index.shape[-1]).T
             self._routing[experts] = lambda expert: slots.eq(expert).nonzero()[:, 1]

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from compressed_tensors.utils import is_match
 from llmcompressor.modeling.moe.linear_experts import LinearExperts2D
+from loguru import logger
 from torch import nn
 
 from tamp_modifier.architectures import ALWAYS_IGNORED
+
+LEFT_DENSE = 0.05
+"""Share of the decoder's weights from which on it is told that they stay dense."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +144,57 @@ def find_targets(
     return found, [pattern for pattern, hit in ignore_hits.items() if not hit]
 
 
+def left_dense(
+    layers: dict[str, nn.Module], targets: Sequence[Target]
+) -> tuple[dict[str, int], float]:
+    """Find the matrices of the decoder layers that are left out by nobody's choice.
+
+    Linears that ``targets`` and ``ignore`` leave out are the user's choice. All else is told:
+    experts that are one tensor of three dimensions, convolutions, what `ALWAYS_IGNORED` names.
+
+    Args:
+        layers: the decoder layers, from :func:`find_decoder_layers`.
+        targets: what is pruned.
+
+    Returns:
+        Number of weights by kind, the largest first, where a kind is a parameter's place in its
+        layer; and the share of all of them in the matrices of the decoder layers.
+    """
+    pruned = {target.module for target in targets}
+    kinds: Counter[str] = Counter()
+    total = 0
+    for layer, root in layers.items():
+        for name, module in root.named_modules():
+            chosen = module in pruned or (
+                isinstance(module, nn.Linear) and not _always_ignored(f"{layer}.{name}", module)
+            )
+            for own, parameter in module.named_parameters(recurse=False):
+                if parameter.dim() not in (2, 3):
+                    continue
+                total += parameter.numel()
+                if not chosen:
+                    kinds[re.sub(r"\.\d+(?=\.)", "", f"{name}.{own}")] += parameter.numel()
+    return dict(kinds.most_common()), sum(kinds.values()) / max(total, 1)
+
+
+def warn_left_dense(layers: dict[str, nn.Module], targets: Sequence[Target]) -> list[str]:
+    """Warns where more than `LEFT_DENSE` of the decoder's matrices are not pruned.
+
+    Returns:
+        The warning, for the report; empty where there is none.
+    """
+    kinds, share = left_dense(layers, targets)
+    if share <= LEFT_DENSE:
+        return []
+    named = ", ".join(f"{kind} ({count:,})" for kind, count in list(kinds.items())[:5])
+    warning = (
+        f"{share:.0%} of the weights in matrices of the decoder layers are in no Linear and stay "
+        f"dense: {named}{', ...' if len(kinds) > 5 else ''}"
+    )
+    logger.warning(warning)
+    return [warning]
+
+
 def _text_decoder(model: nn.Module) -> nn.Module:
     get_decoder = getattr(model, "get_decoder", None)
     decoder = get_decoder() if callable(get_decoder) else None
@@ -164,8 +220,11 @@ def _is_target(name: str, module: nn.Linear, layer: str | None, pattern: str) ->
     if not is_match(name, module, pattern):
         return False
     by_name = pattern == name or pattern.startswith("re:")
-    always_ignored = any(is_match(name, module, other) for other in ALWAYS_IGNORED)
-    return by_name or (layer is not None and not always_ignored)
+    return by_name or (layer is not None and not _always_ignored(name, module))
+
+
+def _always_ignored(name: str, module: nn.Module) -> bool:
+    return any(is_match(name, module, other) for other in ALWAYS_IGNORED)
 
 
 def _is_ignored(name: str, module: nn.Linear, ignore: Sequence[str]) -> bool:

@@ -25,6 +25,7 @@ def build_report(
     measured: Measurement | None,
     selected: SelectionCollector,
     timings: Mapping[str, float],
+    warnings: Sequence[str] = (),
 ) -> PruningReport:
     """Return the report of a finished run.
 
@@ -36,6 +37,7 @@ def build_report(
         measured: importance and similarities; None where the allocation needs none.
         selected: selected tokens.
         timings: seconds by phase.
+        warnings: what the run warned of.
     """
     samples = sum(batch.types.shape[0] for batch in batches)
     linears = {}
@@ -68,6 +70,7 @@ def build_report(
         linears=linears,
         token_types=[types[types >= 0].tolist() for batch in batches for types in batch.types],
         attention={x.layer: shares[x.layer] for x in linears.values() if x.layer in shares},
+        warnings=list(warnings),
     )
 
 

@@ -64,6 +64,7 @@ class PruningRun:
         self._batches: list[TokenBatch] = []
         self._timings: dict[str, float] = {}
         self._warned_of_attention = False
+        self._warnings = list(settings.warnings)
         self._columns: ColumnOrder | None = None
         if settings.free_columns:
             assert settings.structure.prune_n
@@ -183,6 +184,7 @@ class PruningRun:
             self._measurement,
             self._selected,
             self._timings,
+            self._warnings,
         )
 
     def _read(self, dataloader: Any) -> RepeatableLoader:

@@ -15,7 +15,12 @@ from tamp_modifier.allocation.patterns import Structure
 from tamp_modifier.allocation.registry import get_allocation
 from tamp_modifier.calibration.batches import TokenTypesFunction, import_function
 from tamp_modifier.calibration.distributed import ranks
-from tamp_modifier.calibration.targets import Target, find_decoder_layers, find_targets
+from tamp_modifier.calibration.targets import (
+    Target,
+    find_decoder_layers,
+    find_targets,
+    warn_left_dense,
+)
 from tamp_modifier.pruning.checks import check_columns, check_quantized_before, check_weights
 from tamp_modifier.pruning.columns import FreeColumns, find_free_columns
 from tamp_modifier.scores.base import Score
@@ -117,6 +122,7 @@ class Settings(Rules):
         keep_indices: whether the report lists the selected tokens.
         resume_path: where finished decoder layers are kept, or None.
         told: the fields as JSON values, for the report.
+        warnings: what was warned of, for the report.
     """
 
     layers: Mapping[str, nn.Module]
@@ -130,6 +136,7 @@ class Settings(Rules):
     keep_indices: bool
     resume_path: str | None
     told: Mapping[str, Any]
+    warnings: Sequence[str]
 
     @classmethod
     def resolve(cls, fields: Any, model: nn.Module) -> Settings:
@@ -171,6 +178,7 @@ class Settings(Rules):
             keep_indices=keep_indices and rules.selection.is_listed,
             resume_path=fields.resume_path,
             told=fields.model_dump(exclude=set(Modifier.model_fields)),
+            warnings=warn_left_dense(layers, targets),
         )
 
     @property

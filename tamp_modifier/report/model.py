@@ -90,6 +90,7 @@ class PruningReport:
             not kept.
         attention: Share of the last token's attention that each modality gets, mean over samples,
             by decoder layer; empty where the selection looks at no attention.
+        warnings: What the run warned of: weights that stay dense, experts without a token.
     """
 
     requested_sparsity: float
@@ -104,6 +105,7 @@ class PruningReport:
     linears: dict[str, LinearReport]
     token_types: list[list[int]] = field(default_factory=list)
     attention: dict[str, dict[str, float]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def is_mixed(self) -> bool:
@@ -271,6 +273,7 @@ def _check_keys(data: Mapping[str, Any], kind: type, place: str) -> None:
 
 def _report_from_dict(data: dict[str, Any]) -> PruningReport:
     data = {k: v for k, v in data.items() if k not in ("format", "format_version")}
+    data.setdefault("warnings", [])  # written since 0.2
     _check_keys(data, PruningReport, "the report")
     seed = _expect(data["seed"], (int, type(None)), "seed")
     return PruningReport(
@@ -291,6 +294,7 @@ def _report_from_dict(data: dict[str, Any]) -> PruningReport:
         attention=_named(
             data["attention"], lambda row, place: _named(row, _number, place), "attention"
         ),
+        warnings=[_text(line, "warnings") for line in _expect(data["warnings"], list, "warnings")],
     )
 
 

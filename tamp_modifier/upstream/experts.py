@@ -25,11 +25,14 @@ from compressed_tensors.quantization.utils import is_module_quantized
 from compressed_tensors.utils import match_named_modules
 from llmcompressor.modeling.moe.gpt_oss import GptOssExpertMLP
 from llmcompressor.modeling.moe.linear_experts import LinearExperts2D
+from llmcompressor.modeling.moe.linearize import get_non_linearized_moes
 from llmcompressor.modifiers.quantization.quantization.mixin import QuantizationMixin
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming
+
+from tamp_modifier.upstream.grouped_experts import GroupedExperts, register_experts
 
 _FUSED = {
     "experts.gate_up_proj": ("gate_proj", "up_proj"),
@@ -42,6 +45,17 @@ _FUSED = {
 def expert_containers(model: nn.Module) -> dict[str, LinearExperts2D]:
     """Experts that llm-compressor has made Linears of, by the name of their container."""
     return {n: m for n, m in model.named_modules() if isinstance(m, LinearExperts2D)}
+
+
+def make_linear(model: nn.Module) -> None:
+    """Replace the fused experts of a model without weights by Linears, as oneshot does."""
+    register_experts(model)
+    with torch.device("meta"):
+        for name, experts in get_non_linearized_moes(model):
+            fused: Any = experts
+            kind = LinearExperts2D.get_linear_experts_cls(type(fused))
+            config: Any = getattr(fused, "config", model.config)
+            model.set_submodule(name, kind.from_experts_module(fused, config))
 
 
 @torch.no_grad()
@@ -166,15 +180,21 @@ def _empty_experts(container: LinearExperts2D, model: nn.Module) -> Any:
     device = torch.device("cpu") if first.is_meta else first.device  # meta: offloaded to disk
     for name, parameter in list(fused.named_parameters()):
         empty = torch.empty(parameter.shape, dtype=first.dtype, device=device)
-        setattr(fused, name, nn.Parameter(empty, requires_grad=parameter.requires_grad))
+        place, _, own = name.rpartition(".")
+        filled = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+        setattr(fused.get_submodule(place), own, filled)
     # The layout; upstream sets it where transformers' decorator does not.
     for field in ("is_transposed", "is_concatenated", "has_bias", "has_gate"):
         setattr(fused, field, getattr(container, field))
     return fused.train(container.training)
 
 
-def _views(fused: Any, index: int, expert: nn.Module) -> dict[str, Tensor]:
+def _views(
+    fused: Any, index: int, expert: nn.Module, container: LinearExperts2D
+) -> dict[str, Tensor]:
     """Return the part of the fused tensors that each parameter of one expert has its place in."""
+    if isinstance(container, GroupedExperts):
+        return container.views(fused, index)
     found = {}
     for name, _ in expert.named_parameters():
         projection, kind = name.split(".")  # such as gate_proj, weight
@@ -200,14 +220,15 @@ def _fuse(container: LinearExperts2D, model: nn.Module) -> nn.Module:
     for index in range(container.num_experts):
         expert: Any = container[index]
         parameters = dict(expert.named_parameters())
-        views = _views(fused, index, expert)
+        views = _views(fused, index, expert, container)
         for name, view in views.items():
             view.copy_(parameters[name])
         with disable_onloading():  # what is kept, not what is moved to the device that computes
             for name, kept in expert.named_parameters():
                 if kept.device == views[name].device:
                     kept.data = views[name]
-    offload_module(fused, **get_cache_init_kwargs(container[0].down_proj))
+    for module in fused.modules():
+        offload_module(module, **get_cache_init_kwargs(container[0].down_proj))
     return fused
 
 
@@ -223,7 +244,7 @@ def _check_round_trip(name: str, container: LinearExperts2D, model: nn.Module) -
     own = {key: value.detach().clone() for key, value in expert.named_parameters()}
     try:
         fused = _empty_experts(container, model)
-        for key, view in _views(fused, last, expert).items():
+        for key, view in _views(fused, last, expert, container).items():
             view.copy_(own[key])
         again = copy.deepcopy(expert)
         for parameter in again.parameters():

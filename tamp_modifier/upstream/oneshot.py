@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from tamp_modifier.data.collate import Collator, oneshot_loader
 from tamp_modifier.upstream.fallback import calibrating
+from tamp_modifier.upstream.grouped_experts import register_experts
 
 _DONE = "_tamp_guarded"
 
@@ -63,6 +64,7 @@ def _watched(
     @wraps(apply_recipe_modifiers)
     def run(self: Any, *args: Any, **kwargs: Any) -> None:
         before(self.model)
+        register_experts(self.model)
         for loader in (*args, *kwargs.values()):
             collator = getattr(loader, "collate_fn", None)
             if isinstance(collator, Collator):

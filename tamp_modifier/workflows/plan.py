@@ -17,6 +17,7 @@ from tamp_modifier.pruning.decide import allocate_before
 from tamp_modifier.pruning.settings import Settings
 from tamp_modifier.report.model import linear_type
 from tamp_modifier.tokens import MODALITY_NAMES, token_types
+from tamp_modifier.upstream.experts import make_linear
 from tamp_modifier.workflows.estimate import Machine, estimate
 from tamp_modifier.workflows.models import empty_model
 from tamp_modifier.workflows.prune import Prepared
@@ -47,6 +48,7 @@ def plan(prepared: Prepared, recipe: list[Any], dtype: str = "auto") -> dict[str
     """
     modifier = next(m for m in recipe if isinstance(m, TAMPModifier))
     model = empty_model(prepared.config)
+    make_linear(model)
     settings = Settings.resolve(modifier, model)
     allocate_before(settings)  # refuses what the run would refuse
     kinds = _kinds(settings.targets)

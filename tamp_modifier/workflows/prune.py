@@ -163,7 +163,7 @@ def prune(
     check_output(out)
     with only_writer(out):
         try:
-            return _prune(prepared, make_recipe, out, dtype, restart)
+            return _prune(prepared, make_recipe, out, dtype, restart, pipeline)
         except KeyboardInterrupt:
             partial = out.with_name(out.name + ".partial")
             if any(partial.glob("*.safetensors")):
@@ -180,6 +180,7 @@ def _prune(
     out: Path,
     dtype: str,
     restart: bool,
+    pipeline: str,
 ) -> Pruned:
     partial = out.with_name(out.name + ".partial")
     if restart:
