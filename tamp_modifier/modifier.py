@@ -131,6 +131,10 @@ class TAMPModifier(Modifier):
             nothing.
         no_attention: what to do for decoder layers without softmax attention (linear attention,
             Mamba): "uniform" weighs all tokens the same, with one warning; "error" refuses.
+        unreached_experts: what to prune experts by that no calibration token was routed to:
+            "pooled" (what the other experts of the layer saw), "magnitude" or "error". The default,
+            None, is "pooled" where at least half of the layer's experts were reached, and "error"
+            below. Warning and report name them.
         modality_token_ids: modality name ("image", "video", "audio") to placeholder ids, where the
             config of the model does not tell.
         token_types_fn: function from a calibration batch to its token types, integers
@@ -173,6 +177,7 @@ class TAMPModifier(Modifier):
     permute_columns: bool = False
     one_pass: bool = False
     no_attention: Literal["uniform", "error"] = "uniform"
+    unreached_experts: Literal["pooled", "magnitude", "error"] | None = None
     modality_token_ids: dict[str, int | list[int]] | None = None
     token_types_fn: str | Callable[[Mapping[str, Any]], torch.Tensor] | None = None
     dense_pipeline: Literal["auto", "sequential", "basic"] = "auto"
@@ -300,11 +305,11 @@ class TAMPModifier(Modifier):
         """Read the batches, measure the dense model, and start to collect."""
         self.run.start(state.data.calib, self.register_hook)
 
-    def on_sequential_epoch_end(  # type: ignore[override]
-        self, state: State, event: Event, **kwargs: Any
+    def on_sequential_epoch_end(
+        self, state: State, event: Event, modules: list[torch.nn.Module], **kwargs: Any
     ) -> None:
         """Prune the Linears that have seen their calibration samples."""
-        self.run.subgraph_done()
+        self.run.subgraph_done(modules)
 
     def on_calibration_end(self, state: State, event: Event, **kwargs: Any) -> None:
         """Prune what is left, check that no Linear was missed, and remove the hooks."""

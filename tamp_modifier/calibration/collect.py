@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from compressed_tensors.offload import get_execution_device
 
 from tamp_modifier.calibration.activations import Activations, LayerStates
 from tamp_modifier.calibration.distributed import any_of, gather, sum_statistics
 from tamp_modifier.calibration.targets import Target
+from tamp_modifier.calibration.unreached import add_up, take_all_the_same
 from tamp_modifier.scores.base import Score
 from tamp_modifier.selection.base import Selection
 from tamp_modifier.statistics import NonFiniteError, Statistics
@@ -95,6 +97,31 @@ class SelectionCollector:
     def has_seen(self, name: str) -> bool:
         """Whether a token passed through the Linear."""
         return name in self._counts or name in self._fallback
+
+    def reached(self, name: str) -> bool:
+        """Whether a token was routed to the Linear."""
+        return bool(self._counts.get(name))
+
+    def stand_in(self, target: Target, peers: Sequence[str], by_magnitude: bool) -> None:
+        """Give an expert without a routed token something to be pruned by.
+
+        Args:
+            target: its Linear.
+            peers: the same Linears of the experts that tokens were routed to.
+            by_magnitude: treat all input features the same, instead of pooling what passed through
+                the peers. What all tokens of the layer gave, if it is there, is a pool already.
+        """
+        if not by_magnitude and target.name in self._fallback:
+            return
+        width = target.module.in_features
+        pool = self._score.statistics(width)
+        device = get_execution_device(target.module)
+        if by_magnitude:
+            take_all_the_same(pool, width, device)
+        else:
+            both = (self._selected, self._fallback)
+            add_up(pool, [where[name] for name in peers for where in both if name in where], device)
+        self._fallback[target.name] = pool
 
     def is_finite(self, name: str) -> bool:
         """Whether its statistics, if still there, are finite."""

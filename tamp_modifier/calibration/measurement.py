@@ -36,6 +36,9 @@ class Measurement(Protocol):
     def has_seen(self, name: str) -> bool:
         """Whether a token passed through the Linear."""
 
+    def reached(self, name: str) -> bool:
+        """Whether a token was routed to the Linear."""
+
     def is_finite(self, name: str) -> bool:
         """Whether everything collected of it is finite."""
 
@@ -71,6 +74,7 @@ class DiversityCollector:
         self._positive_only = positive_only
         self._trackers: dict[str, DiversityTracker] = {}
         self._totals: dict[str, DiversityTotals] = {}
+        self._reached: set[str] = set()
 
     def collect(self, activations: Activations) -> None:
         """Add one Linear's activations in one sample."""
@@ -78,6 +82,7 @@ class DiversityCollector:
             activations.target.name, DiversityTracker(self._positive_only)
         )
         if activations.routed:
+            self._reached.add(activations.target.name)
             tracker.update(activations.outputs, activations.types)
 
     def join(self) -> None:
@@ -90,6 +95,10 @@ class DiversityCollector:
     def has_seen(self, name: str) -> bool:
         """Whether a token passed through the Linear."""
         return name in self._trackers or name in self._totals
+
+    def reached(self, name: str) -> bool:
+        """Whether a token was routed to the Linear."""
+        return name in self._reached
 
     def is_finite(self, name: str) -> bool:
         """Whether all its outputs were finite."""
@@ -137,12 +146,14 @@ class MetricCollector:
         self._targets = targets
         self._scalars: dict[str, RowScalars] = {}
         self._importance: dict[str, float] = {}
+        self._reached: set[str] = set()
 
     def collect(self, activations: Activations) -> None:
         """Add one Linear's activations in one sample."""
         width = activations.inputs.shape[-1]
         scalars = self._scalars.setdefault(activations.target.name, RowScalars(width))
         if activations.routed:
+            self._reached.add(activations.target.name)
             scalars.update(activations.inputs)
 
     def join(self) -> None:
@@ -155,9 +166,14 @@ class MetricCollector:
         """Whether a token passed through the Linear."""
         return name in self._scalars
 
+    def reached(self, name: str) -> bool:
+        """Whether a token was routed to the Linear."""
+        return name in self._reached
+
     def is_finite(self, name: str) -> bool:
         """Whether all its inputs were finite."""
-        return name in self._importance or self._scalars[name].is_finite()
+        scalars = self._scalars.get(name)
+        return scalars is None or scalars.is_finite()
 
     def importance(self, name: str) -> float | None:
         """Return importance of the Linear's decoder layer; None outside of the decoder layers."""
@@ -177,7 +193,9 @@ class MetricCollector:
             if target.layer is not None and target.name not in self._importance:
                 layers.setdefault(target.layer, []).append(target)
         for members in layers.values():
-            value = self._rule.summarise([self._metric(target) for target in members])
+            # Experts that no token reached have none.
+            seen = [target for target in members if target.name in self._scalars]
+            value = self._rule.summarise([self._metric(target) for target in seen])
             self._importance |= {target.name: value for target in members}
         return {name: self._importance[name] for name in names if name in self._importance}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -21,6 +21,7 @@ from tamp_modifier.calibration.batches import (
     number_samples,
     read_batches,
 )
+from tamp_modifier.calibration.collect import SelectionCollector
 from tamp_modifier.calibration.collect_layer import collector_for
 from tamp_modifier.calibration.dense_pass import run_dense_pass
 from tamp_modifier.calibration.distributed import agree, any_of, assign_owners, gather, ranks
@@ -28,6 +29,7 @@ from tamp_modifier.calibration.loader import RepeatableLoader
 from tamp_modifier.calibration.measurement import Measurement, measurement_for
 from tamp_modifier.calibration.observer import Observer, RegisterHook
 from tamp_modifier.calibration.targets import Target
+from tamp_modifier.calibration.unreached import MAGNITUDE, told, unreached_experts, why_not
 from tamp_modifier.pruning.checks import (
     already_pruned,
     missing_attention,
@@ -129,11 +131,15 @@ class PruningRun:
         self._tell_missing_attention()
         self._started = self._layer_started = time.perf_counter()
 
-    def subgraph_done(self) -> None:
-        """Prune the Linears that have seen all their samples."""
+    def subgraph_done(self, modules: Collection[torch.nn.Module]) -> None:
+        """Prune the Linears that have seen all their samples.
+
+        Args:
+            modules: all that the samples have passed since the last call.
+        """
         self._tell_missing_attention()
         if not self._settings.one_pass:
-            self._prune_ready()
+            self._prune_ready(set(modules))
 
     def finish(self) -> None:
         """Prune what is left.
@@ -142,19 +148,22 @@ class PruningRun:
             RuntimeError: target Linears that saw no sample; all weights are as they were.
         """
         self._tell_missing_attention()
-        self._refuse(unseen(self._numel, self._selected.has_seen))
+        self._refuse_unseen(self._selected)
         if self._settings.one_pass:
             if self._measurement is not None:
                 self._measurement.join()
                 self._refuse(not_finite(self._numel, self._measurement.is_finite))
                 self._decision = allocate(self._settings, self._measurement)
-            self._prune_ready()
+            self._prune_ready({target.module for target in self.targets})
         self._pruner.forget()
         zeros = sum(sum(found.values()) for found in gather(self._pruner.zeros_before))
         message = nothing_to_prune(zeros, sum(self._numel.values()), self._settings.sparsity)
         if message is not None:
             logger.warning(message)
         self._selected.join()
+        reached = {name for name in self._numel if self._selected.reached(name)}
+        unreached = unreached_experts(self.targets, reached)
+        self._warnings += told(unreached, self._settings.unreached_experts)
         self._batches = join_batches(self._batches)
         self._timings["pruning_pass"] = time.perf_counter() - self._started
 
@@ -236,7 +245,7 @@ class PruningRun:
         )
         self._run_dense_pass(loader, measurement.collect, self.targets)
         measurement.join()
-        self._refuse(unseen(self._numel, measurement.has_seen))
+        self._refuse_unseen(measurement)
         self._refuse(not_finite(self._numel, measurement.is_finite))
         if self._resume is not None:
             self._resume.save_measurement(measurement, list(self._numel))
@@ -256,7 +265,7 @@ class PruningRun:
             self._settings.tracing_ignore,
         )
 
-    def _prune_ready(self) -> None:
+    def _prune_ready(self, passed: Collection[torch.nn.Module]) -> None:
         decision = self._decision
         assert decision is not None
         if self._resume is not None:
@@ -267,8 +276,17 @@ class PruningRun:
             for name in self._numel
             if name not in self._pruner.reached and self._selected.has_seen(name)
         )
-        ready = [target for target in self.targets if target.name in seen]
+        reached = any_of(name for name in seen if self._selected.reached(name))
+        left = [t for t in self.targets if t.name not in self._pruner.reached]
+        here = [t for t in left if t.name in seen or t.module in passed]
+        unreached = unreached_experts(here, reached)
+        ready = [t for t in here if t.name in seen or t.name in unreached]
+        self._refuse(why_not(ready, reached, self._settings.unreached_experts))
         self._selected.settle(ready)
+        for target in ready:
+            if target.name in unreached:
+                by_magnitude = self._settings.unreached_experts == MAGNITUDE
+                self._selected.stand_in(target, unreached[target.name], by_magnitude)
         self._refuse(not_finite((target.name for target in ready), self._selected.is_finite))
         by_layer: dict[str, list[Target]] = {}
         for target in ready:
@@ -331,6 +349,14 @@ class PruningRun:
         if self._columns is not None:
             self._columns.undo()
         raise RuntimeError(message)
+
+    def _refuse_unseen(self, collector: Measurement | SelectionCollector) -> None:
+        """Refuse Linears that saw no sample, but for experts that others can stand in for."""
+        reached = any_of(name for name in self._numel if collector.reached(name))
+        self._refuse(why_not(self.targets, reached, self._settings.unreached_experts))
+        stand_ins = unreached_experts(self.targets, reached)
+        names = [name for name in self._numel if name not in stand_ins]
+        self._refuse(unseen(names, collector.has_seen))
 
     def _tell_missing_attention(self) -> None:
         """Warn of decoder layers without attention weights once, or refuse them."""

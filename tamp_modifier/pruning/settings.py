@@ -117,6 +117,7 @@ class Settings(Rules):
         placeholder_ids: placeholder ids of every modality.
         token_types: the user's function from a batch to its token types, or None.
         refuses_missing_attention: whether decoder layers without attention weights are refused.
+        unreached_experts: what experts without a token are pruned by, or None for the default.
         dense_pipeline: pipeline of passes over the dense model.
         tracing_ignore: further function names that tracing skips in them.
         keep_indices: whether the report lists the selected tokens.
@@ -131,6 +132,7 @@ class Settings(Rules):
     placeholder_ids: Mapping[str, tuple[int, ...]]
     token_types: TokenTypesFunction | None
     refuses_missing_attention: bool
+    unreached_experts: str | None
     dense_pipeline: str
     tracing_ignore: Sequence[str]
     keep_indices: bool
@@ -173,6 +175,7 @@ class Settings(Rules):
             placeholder_ids=_placeholder_ids(fields, model),
             token_types=import_function(fn) if isinstance(fn, str) else fn,
             refuses_missing_attention=fields.no_attention == "error",
+            unreached_experts=fields.unreached_experts,
             dense_pipeline=fields.dense_pipeline,
             tracing_ignore=fields.tracing_ignore,
             keep_indices=keep_indices and rules.selection.is_listed,
