@@ -25,6 +25,8 @@ class Activations:
             weights.
         tokens: int64 [tokens], each row's index among the sample's real tokens; None if it is the
             row.
+        cross: True for the states that keys and values of a cross-attention see: no selection is
+            among them.
         routed: False for the tokens of an expert that no token of the batch was routed to.
     """
 
@@ -37,6 +39,7 @@ class Activations:
     attention: torch.Tensor | None = None
     tokens: torch.Tensor | None = None
     routed: bool = True
+    cross: bool = False
 
 
 @dataclass(frozen=True, eq=False)

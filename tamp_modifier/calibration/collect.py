@@ -56,7 +56,10 @@ class SelectionCollector:
         elif attention is not None:
             self._add_attention(activations, attention)
         try:
-            picked = self._selection.select(outputs, activations.types, attention)
+            if activations.cross:
+                picked = torch.arange(outputs.shape[0], device=outputs.device)
+            else:
+                picked = self._selection.select(outputs, activations.types, attention)
         except NonFiniteError:
             self._not_finite.add(name)
             self._counts.setdefault(name, [])

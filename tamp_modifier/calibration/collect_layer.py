@@ -77,7 +77,7 @@ class LayerCollector(SelectionCollector):
     def collect(self, activations: Activations) -> None:
         """Add the text tokens of one Linear in one sample and hold back what may be selected."""
         name, layer = activations.target.name, activations.target.layer
-        if layer is None or not activations.routed:
+        if layer is None or not activations.routed or activations.cross:
             super().collect(activations)
             return
         ranks, visual = self._passing[layer][activations.sample]

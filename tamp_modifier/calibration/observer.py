@@ -24,6 +24,11 @@ from tamp_modifier.calibration.attention import (
     last_token_attention,
 )
 from tamp_modifier.calibration.batches import TokenBatch
+from tamp_modifier.calibration.cross_attention import (
+    cross_attention_targets,
+    real_states,
+    states_of,
+)
 from tamp_modifier.calibration.targets import Target
 
 RegisterHook = Callable[..., Any]
@@ -62,6 +67,8 @@ class Observer:
         self._needs_attention = needs_attention
         self._layer_done = layer_done
         self._matched: dict[int, TokenBatch] = {}
+        self._cross: set[Target] = set()
+        self._states: dict[str, torch.Tensor | None] = {}
         self._routing: dict[str, Callable[[int], torch.Tensor]] = {}
         self._attention: dict[str, list[torch.Tensor]] = {}
         self._waiting: dict[str, list[Activations]] = defaultdict(list)
@@ -72,6 +79,10 @@ class Observer:
         embeddings = get_embeddings() if callable(get_embeddings) else None
         if embeddings is not None:
             register_hook(embeddings, self._match_batch, "forward_pre", with_kwargs=True)
+        self._cross = cross_attention_targets(model, self._targets)
+        for name in sorted({target.layer for target in self._cross if target.layer}):
+            hook = partial(self._on_cross_layer, name)
+            register_hook(self._layers[name], hook, "forward_pre", with_kwargs=True)
         for target in self._targets:
             hook = partial(self._on_linear, target)
             register_hook(target.module, hook, "forward", with_kwargs=True)
@@ -126,7 +137,12 @@ class Observer:
     def _on_linear(
         self, target: Target, _module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any
     ) -> None:
-        inputs = args[0] if args else kwargs["input"]
+        inputs = (args[0] if args else kwargs["input"]).detach()
+        if target in self._cross:
+            states = self._states.get(target.layer or "")
+            for activations in states_of(target, self._batch(), inputs, output.detach(), states):
+                self._consume(activations)
+            return
         layer = target.layer
         attention = self._attention.get(layer) if layer is not None else None
         waits = layer is not None and (
@@ -137,7 +153,7 @@ class Observer:
                 and attention is None
             )
         )
-        for activations in self._per_sample(target, inputs.detach(), output.detach()):
+        for activations in self._per_sample(target, inputs, output.detach()):
             if waits:
                 self._waiting[layer].append(activations)  # type: ignore[index]
             else:
@@ -152,6 +168,11 @@ class Observer:
                 **{**activations.__dict__, "attention": weights.to(activations.outputs.device)}
             )
         self._consume(activations)
+
+    def _on_cross_layer(
+        self, layer: str, _module: nn.Module, _args: tuple, kwargs: dict[str, Any]
+    ) -> None:
+        self._states[layer] = real_states(kwargs)
 
     def _on_layer_start(self, layer: str, _module: nn.Module, _args: tuple) -> None:
         self._attention.pop(layer, None)

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from compressed_tensors.utils import is_match
 from llmcompressor.modeling.moe.linear_experts import LinearExperts2D
@@ -49,8 +50,9 @@ def find_decoder_layers(model: nn.Module, classes: Sequence[str] = ()) -> dict[s
         Full name to module, in order of depth.
 
     Raises:
-        ValueError: none is found.
+        ValueError: none is found, or the model is an encoder-decoder.
     """
+    _refuse_encoder_decoder(model)
     if classes:
         layers = {
             name: module
@@ -193,6 +195,16 @@ def warn_left_dense(layers: dict[str, nn.Module], targets: Sequence[Target]) -> 
     )
     logger.warning(warning)
     return [warning]
+
+
+def _refuse_encoder_decoder(model: nn.Module) -> None:
+    config: Any = getattr(model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else None
+    if any(getattr(level, "is_encoder_decoder", False) is True for level in (config, text)):
+        raise ValueError(
+            f"{type(model).__name__} is an encoder-decoder, which TAMP does not prune: it is for "
+            "decoders that read the tokens of all modalities themselves"
+        )
 
 
 def _text_decoder(model: nn.Module) -> nn.Module:
