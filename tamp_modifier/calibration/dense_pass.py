@@ -14,7 +14,6 @@ from llmcompressor.pipelines.registry import CalibrationPipeline
 from tamp_modifier import progress
 from tamp_modifier.calibration.loader import RepeatableLoader
 from tamp_modifier.calibration.observer import Observer
-from tamp_modifier.upstream.fallback import calibrating
 
 
 class _Observe(Modifier):
@@ -60,8 +59,8 @@ def run_dense_pass(
         observer: its hooks are registered for this pass.
         layer_classes: class names of the decoder layers. By default vision blocks are sequential
             targets too; here they would only add subgraphs.
-        pipeline: "auto" (sequential, and as a whole where the model cannot be traced), "sequential"
-            or "basic".
+        pipeline: "auto", "sequential" or "basic"; what "auto" does with a model that cannot be
+            traced is `upstream.fallback.calibrating`'s, within which this is called.
         tracing_ignore: function names that tracing skips, besides the default ones.
     """
     classes = set(layer_classes)
@@ -79,8 +78,7 @@ def run_dense_pass(
         name = "sequential" if pipeline == "auto" else pipeline
         run = CalibrationPipeline.load_from_registry(name)
         try:
-            with calibrating(pipeline):
-                run(model, loader, arguments)
+            run(model, loader, arguments)
         finally:
             observe.remove_hooks()
         session.finalize()

@@ -44,6 +44,7 @@ from tamp_modifier.pruning.recording import PACKAGES, build_report, installed_ve
 from tamp_modifier.pruning.resume import Resume, SavedMeasurement, fingerprint
 from tamp_modifier.pruning.settings import Settings
 from tamp_modifier.report.model import PruningReport
+from tamp_modifier.upstream.fallback import calibrating
 
 
 class PruningRun:
@@ -256,14 +257,15 @@ class PruningRun:
         collect: Callable[[Activations], None],
         targets: Sequence[Target],
     ) -> None:
-        run_dense_pass(
-            self._model,
-            loader,
-            self._observe([collect], targets, selects=False),
-            {type(layer).__name__ for layer in self._settings.layers.values()},
-            self._settings.dense_pipeline,
-            self._settings.tracing_ignore,
-        )
+        with calibrating(self._settings.dense_pipeline):
+            run_dense_pass(
+                self._model,
+                loader,
+                self._observe([collect], targets, selects=False),
+                {type(layer).__name__ for layer in self._settings.layers.values()},
+                self._settings.dense_pipeline,
+                self._settings.tracing_ignore,
+            )
 
     def _prune_ready(self, passed: Collection[torch.nn.Module]) -> None:
         decision = self._decision
