@@ -24,6 +24,7 @@ _tf = partial(Name, seen="5.17.0")
 _GPTQ = "llmcompressor.modifiers.gptq"
 _CACHE = "llmcompressor.pipelines.cache:IntermediatesCache"
 _TRACER = "llmcompressor.pipelines.sequential.helpers:SequentialTracer"
+_SUBGRAPH = "llmcompressor.pipelines.sequential.helpers:Subgraph"
 _EXPERTS = "llmcompressor.modeling.moe.linear_experts:LinearExperts2D"
 _QUANTIZATION = "llmcompressor.modifiers.quantization.quantization.mixin:QuantizationMixin"
 _CONVERSION = "transformers.core_model_loading:WeightConverter"
@@ -64,6 +65,8 @@ _PATCHED: tuple[Name, ...] = (
          why="patched: keeps the model's own config and outputs in the graph"),
     _llm(_TRACER, "create_node", "(self, kind, target, args, kwargs)",
          why="puts calls for configs and outputs into the graph"),
+    _llm(_TRACER, "patch_for_tracing", "(self, root)",
+         why="patched: torch is restored where tracing raises"),
     _llm("llmcompressor.pipelines.sequential.pipeline", "trace_subgraphs",
          "(model, sample_input, ...)", why="patched: tracing sees the inputs of all batches"),
 )
@@ -91,6 +94,20 @@ _REACHED: tuple[Name, ...] = (
          "(type_, modifier_class)", why="makes TAMPModifier known to recipes in YAML"),
     _llm("llmcompressor.modifiers.utils.hooks:HooksMixin", "disable_hooks", "()",
          why="compares logits without calibrating"),
+    _llm("llmcompressor.modifiers.utils.hooks:HooksMixin", "_HOOKS_DISABLED", "",
+         why="whether a pass only makes inputs of the next piece of the graph"),
+    _llm(_SUBGRAPH, "forward", "(self, ...)", why="`WholeModel` stands in for it"),
+    _llm(_SUBGRAPH, "submodules", "(self, model)", why="`WholeModel` stands in for it"),
+    _llm("llmcompressor.utils.helpers", "calibration_forward_context", "(model)",
+         why="compares a traced model with the model"),
+    _llm("llmcompressor.pytorch.utils.helpers", "tensors_to_device", "(tensors, device)",
+         why="compares a traced model with the model"),
+    _llm("llmcompressor.modeling.moe.linearize", "get_non_linearized_moes", "(model)",
+         why="a dry run counts experts as a run does"),
+    _llm(_EXPERTS, "get_linear_experts_cls", "(experts_cls)",
+         why="a dry run counts experts as a run does"),
+    _llm(_EXPERTS, "from_experts_module", "(experts, config)",
+         why="overridden: fused experts that llm-compressor does not know"),
     _llm("llmcompressor.modifiers.utils.hooks:HooksMixin", "remove_hooks", "(self)",
          why="clears up after a failed run"),
     _llm("llmcompressor.modifiers.utils.hooks:HooksMixin", "register_hook",
@@ -142,6 +159,8 @@ _TENSORS: tuple[Name, ...] = (
              why="fused experts are offloaded as theirs were"),
     _tensors("compressed_tensors.offload", "get_execution_device", "(module)",
              why="where a module computes"),
+    _tensors("compressed_tensors.offload.cache:OffloadCache", "offloading_disabled", "",
+             why="a model that runs as a whole goes back to where it is kept, module by module"),
     _tensors("compressed_tensors.offload.cache", "CPUCache", "",
              why="whether processes share the memory of a weight"),
     _tensors("compressed_tensors.quantization.utils", "is_module_quantized", "(module)",
@@ -175,6 +194,21 @@ _TRANSFORMERS: tuple[Name, ...] = (
     _tf("transformers:AutoModelForCausalLM", "_model_mapping", "",
         why="the class of a model, from its config"),
 )
+
+VIDEOS: tuple[Name, ...] = (
+    _tf("transformers.video_processing_utils", "BaseVideoProcessor", "",
+        why="patched: transformers has a placeholder for it without torchvision"),
+    _tf("transformers.image_processing_backends", "pil_torch_interpolation_mapping", "",
+        why="set: the modes of interpolation"),
+    _tf("transformers.image_processing_backends", "torch_pil_interpolation_mapping", "",
+        why="set: the modes of interpolation"),
+    _tf("transformers.models.auto.video_processing_auto", "AutoVideoProcessor", "",
+        why="patched while a processor is loaded"),
+    _tf("transformers.models.auto.video_processing_auto", "get_video_processor_config",
+        "(pretrained_model_name_or_path)", why="which video processor a model has"),
+    _tf("transformers.utils", "is_torchvision_available", "()", why="whether any of it is needed"),
+)
+"""What `upstream.videos` needs."""
 
 QUANTIZERS: tuple[Name, ...] = (
     _tf(_REGISTRY, "AUTO_QUANTIZER_MAPPING", "", why="whether the quantizer is registered"),

@@ -50,8 +50,11 @@ def load_processor(model: str) -> Any:
     """
     from transformers import AutoProcessor
 
+    from tamp_modifier.upstream.videos import videos_without_torchvision
+
     try:
-        return AutoProcessor.from_pretrained(model)
+        with videos_without_torchvision():
+            return AutoProcessor.from_pretrained(model)
     except Exception as error:  # transformers raises many kinds
         raise ValueError(
             f"{model}: its processor or tokenizer cannot be loaded: {_one(error)}"

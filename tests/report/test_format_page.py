@@ -31,6 +31,7 @@ ACCEPTED: dict[str, list[Any]] = {
     "{name: Linear}": [{}],
     "{layer: {modality: number}}": [{}, {"a": {}}, {"a": {"text": 1.5}}],
     "list of lists of pairs": [[], [[], [[3, 1]]]],
+    "list of strings": [[], ["a", ""]],
     "list of lists of counts": [[], [[], [7]]],
 }
 REFUSED: dict[str, list[Any]] = {
@@ -45,6 +46,7 @@ REFUSED: dict[str, list[Any]] = {
     "two counts": [[4], [4, 4, 4], [4, -1], 4],
     "{name: Linear}": [None, [], {"a": 1}, {"a": {}}],
     "{layer: {modality: number}}": [None, {"a": 1}, {"a": {"text": "1"}}],
+    "list of strings": [None, "a", [1], [None]],
     "list of lists of pairs": [None, [None], [[[0]]], [[[4, 1]]], [[[0, 0]]], [[[0, 1, 2]]]],
     "list of lists of counts": [None, [None], [[-1]], [[0.5]]],
 }

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+import torchvision.transforms.v2.functional as tvf
 from PIL import Image
 from transformers import Qwen2_5_VLProcessor
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
@@ -15,13 +17,14 @@ from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoP
 from tamp_modifier.data import Collator, Encoder, read_conversations
 from tamp_modifier.demo.tiny import tiny_model
 from tamp_modifier.tokens import modality_token_ids
+from tamp_modifier.upstream import videos
 
 VIDEO_TURN = "<|vision_start|><|video_pad|><|vision_end|> "
 
 
 def with_videos(processor: Any) -> Any:
     """The tiny model's processor, with the real one for videos."""
-    videos = Qwen2VLVideoProcessor(
+    seeing = Qwen2VLVideoProcessor(
         patch_size=8,
         merge_size=2,
         temporal_patch_size=2,
@@ -31,7 +34,7 @@ def with_videos(processor: Any) -> Any:
         "part['text']", f"'{VIDEO_TURN}' if part['type'] == 'video' else part['text']"
     )
     return Qwen2_5_VLProcessor(
-        processor.image_processor, processor.tokenizer, videos, chat_template=template
+        processor.image_processor, processor.tokenizer, seeing, chat_template=template
     )
 
 
@@ -84,3 +87,28 @@ def test_videos_of_different_sizes_in_a_batch_are_what_they_are_alone(tmp_path: 
         for kind in ("video", "image"):
             shown = torch.isin(row.inputs["input_ids"], torch.tensor(list(ids[kind]))).any()
             assert bool(shown) == (f"{kind}_grid_thw" in row.inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("mode", ["BILINEAR", "BICUBIC", "NEAREST"])
+def test_our_functions_give_the_bits_of_torchvision(mode: str, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randint(0, 256, (2, 3, 50, 70), generator=generator).to(dtype)
+    for size in ((28, 42), (84, 112), (50, 70)):
+        ours = videos.resize(values, size, videos.InterpolationMode[mode])
+        theirs = tvf.resize(values, list(size), tvf.InterpolationMode[mode], antialias=True)
+        assert torch.equal(ours, theirs)
+    for box in ((3, 4, 20, 30), (-2, -3, 60, 80), (45, 60, 20, 20)):
+        assert torch.equal(videos.crop(values, *box), tvf.crop(values, *box))
+    padding = [1, 2, 3, 4]
+    for how in ("constant", "edge", "reflect"):
+        scaled = values.float()
+        ours = videos.pad(scaled, padding, padding_mode=how)
+        assert torch.equal(ours, tvf.pad(scaled, padding, padding_mode=how))
+    scaled, mean, std = values.float(), [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
+    assert torch.equal(videos.normalize(scaled, mean, std), tvf.normalize(scaled, mean, std))
+    for channels in (1, 3):
+        part = values[:, :channels]
+        assert torch.equal(videos.grayscale_to_rgb(part), tvf.grayscale_to_rgb(part))
+    picture = Image.fromarray(values[0].to(torch.uint8).permute(1, 2, 0).numpy())
+    assert torch.equal(videos.pil_to_tensor(picture), tvf.pil_to_tensor(picture))

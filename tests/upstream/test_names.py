@@ -16,11 +16,11 @@ from llmcompressor.pipelines.sequential import pipeline
 
 from tamp_modifier import TAMPModifier
 from tamp_modifier.upstream.check import Name, UpstreamChanged, problem, problems, require
-from tamp_modifier.upstream.names import LLM_COMPRESSOR, LOGURU, QUANTIZERS
+from tamp_modifier.upstream.names import LLM_COMPRESSOR, LOGURU, QUANTIZERS, VIDEOS
 from tests.architectures.models import build
 from tests.running import prune
 
-ALL = (*LLM_COMPRESSOR, *QUANTIZERS, *LOGURU)
+ALL = (*LLM_COMPRESSOR, *VIDEOS, *QUANTIZERS, *LOGURU)
 
 
 @pytest.mark.parametrize("name", ALL, ids=str)
