@@ -25,7 +25,7 @@ from tamp_modifier.pruning.presets import PRESETS
 from tamp_modifier.scores import SCORES
 from tamp_modifier.selection import SELECTIONS
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DOWN = "model.language_model.layers.2.mlp.down_proj"
 
 

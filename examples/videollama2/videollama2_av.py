@@ -109,7 +109,7 @@ def one(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     return rows[0]
 
 
-loader = make_loader(batches, one)  # type: ignore[arg-type]
+loader = make_loader(batches, one)
 
 # Recipe. TAMP prunes the Linears of the text decoder; encoders, projectors and lm_head stay.
 args.output.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ need no list of architectures: what has one value a token is padded, everything 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -167,19 +167,22 @@ class Collator:
                 )
 
 
-def make_loader(samples: Any, collator: Collator, batch_size: int = 1) -> DataLoader:
+def make_loader(
+    samples: Any, collator: Callable[[list[Any]], Any], batch_size: int = 1
+) -> DataLoader:
     """Return a DataLoader in the given order, as calibration needs it: the same in every pass.
 
     Args:
         samples: encoded samples, mappings of tensors, rows as in a file (``docs/data.md``), or a
             dataset of Hugging Face. Rows are encoded here, once.
-        collator: joins them.
+        collator: joins them; a `Collator` where there are rows to encode. Any other function gets
+            the samples as they are.
         batch_size: samples of one batch.
 
     Raises:
         DataError: a row cannot be used, or there is none.
     """
-    if is_encoded_dataset(samples):
+    if is_encoded_dataset(samples) or not isinstance(collator, Collator):
         data = list(samples)
     else:
         data = [collator.encode(row.value, row.place) for row in rows_in_memory(samples)]

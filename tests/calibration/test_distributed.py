@@ -13,7 +13,7 @@ import torch
 from tamp_modifier.calibration.distributed import agree, all_of, any_of, gather, partition
 from tests.distributed_worker import CASES, run_case
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,8 @@ from tamp_modifier.demo.evaluation import MODEL_FOLDER
 from tests.data.files import asked, jsonl, picture, video
 
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
-ROWS = dict(
-    re.findall(r"^\| ([^|`]+) \| `(.+)` \|$", PAGE.read_text().split("What was tried and")[0], re.M)
-)
+TABLE = PAGE.read_text().split("Interrupted and damaged runs")[0]
+ROWS = dict(re.findall(r"^\| ([^|`]+) \| `(.+)` \|$", TABLE, re.M))
 
 
 def data(folder: Path, *rows: object) -> list[str]:
