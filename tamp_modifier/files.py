@@ -16,6 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+UNFINISHED = ".tamp-unfinished"
+"""A file in folders that are being written, by which those that a killed run has left are known."""
+
 
 def check_output(out: Path, needed: int = 0) -> None:
     """Refuses an output folder before any work is done.
@@ -28,7 +31,9 @@ def check_output(out: Path, needed: int = 0) -> None:
         ValueError: it exists and is not an empty folder.
         OSError: nothing can be written there, or the disk has too little room.
     """
-    if out.is_symlink() or out.exists():
+    if out.is_symlink():
+        raise ValueError(f"{out} is a link; give the folder that it leads to, or another one")
+    if out.exists():
         if not out.is_dir():
             raise ValueError(f"{out} exists and is not a folder")
         if any(out.iterdir()):
@@ -135,22 +140,37 @@ def new_folder(out: Path, hint: str = "", temporary: Path | None = None) -> Iter
 
     Raises:
         OSError: writing failed, be it for a full disk, or another process writes to `out`.
+        ValueError: ``OUT.tmp`` is something else; see `check_unfinished`.
     """
     with only_writer(out.with_name(out.name + ".tmp")):
         if temporary is None:
             temporary = out.with_name(out.name + ".tmp")
+            check_unfinished(out)
             shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.mkdir(parents=True)
+        temporary.mkdir(parents=True)
+        unfinished = temporary / UNFINISHED
+        unfinished.touch()
         with _whole(out, temporary, hint):
             yield temporary
+            unfinished.unlink()
+
+
+def check_unfinished(out: Path) -> None:
+    """Refuse an output beside which ``OUT.tmp`` is something else than a killed run has left.
+
+    Raises:
+        ValueError: that folder would have to be removed, and is not ours.
+    """
+    folder = out.with_name(out.name + ".tmp")
+    ours = folder.is_dir() and not folder.is_symlink() and (folder / UNFINISHED).is_file()
+    if os.path.lexists(folder) and not ours:
+        raise ValueError(f"{folder} is in the way and is not ours; move it, or give another output")
 
 
 @contextmanager
 def _whole(out: Path, temporary: Path, hint: str) -> Iterator[None]:
     before = _catch_termination()
     try:
-        temporary.mkdir(parents=True, exist_ok=True)
         yield
         for file in temporary.rglob("*"):
             if file.is_file():

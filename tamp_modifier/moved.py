@@ -18,11 +18,12 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "batches": ("calibration.batches", "calibration.loader"),
     "budget": ("allocation.budget", "messages"),
     "collect": ("calibration.collect",),
+    "collect_drift": ("calibration.collect_layer",),
     "columns": ("pruning.columns",),
     "company": ("pruning.checks",),
     "dense_pass": ("calibration.dense_pass",),
     "distributed": ("calibration.distributed",),
-    "drift": ("selection.drift",),
+    "drift": ("selection.drift", "selection.base"),
     "dry_run": ("workflows.plan",),
     "estimate": ("workflows.estimate", "workflows.shapes", "messages"),
     "figures": ("report.figures",),
@@ -40,23 +41,37 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "pruner": ("pruning.pruner",),
     "recording": ("pruning.recording",),
     "refit": ("scores.refit",),
-    "report_page": ("report.page",),
+    "report_page": ("report.page", "report.samples"),
     "report_reading": ("report.model",),
     "resume": ("pruning.resume",),
     "rules": ("allocation.base",),
     "run": ("pruning.run",),
     "saving": ("upstream.saving",),
-    "sparse.checkpoint": ("checkpoint.pack",),
-    "sparse.files": ("checkpoint.files", "messages"),
-    "sparse.inspection": ("checkpoint.inspection",),
+    "sparse.checkpoint": (
+        "checkpoint.pack",
+        "checkpoint.files",
+        "checkpoint.served",
+        "architectures",
+    ),
+    "sparse.files": ("checkpoint.files", "checkpoint.integrity", "messages"),
+    "sparse.inspection": ("checkpoint.inspection", "checkpoint.served", "architectures"),
     "sparse.safetensors_writer": ("checkpoint.writer",),
     "sparsegpt": ("scores.sparsegpt",),
     "steps": ("allocation.nearest",),
     "targets": ("calibration.targets", "pruning.checks"),
     "tracing": ("upstream.tracing",),
-    "vllm_plugin.marker": ("checkpoint.marker",),
+    "vllm_plugin.marker": ("checkpoint.marker", "checkpoint.integrity"),
 }
 """Old name below ``tamp_modifier`` -> where to look, in order."""
+
+
+PARTS: dict[str, tuple[str, ...]] = {
+    "allocation": ("allocation.das", "allocation.layerwise", "allocation.budget"),
+    "report": ("report.model", "report.table", "report.figures", "files", "pruning.checks"),
+    "scores": ("scores.rowwise", "scores.sparsegpt"),
+    "selection": ("selection.amia", "selection.by_modality", "selection.drift"),
+}
+"""Modules that are folders now -> where the rest of their names is."""
 
 
 class _Moved(ModuleType):
@@ -68,18 +83,25 @@ class _Moved(ModuleType):
         self._rooms = rooms
 
     def __getattr__(self, name: str) -> Any:
-        if not name.startswith("__"):
-            for room in self._rooms:
-                module = importlib.import_module(f"tamp_modifier.{room}")
-                if hasattr(module, name):
-                    warnings.warn(
-                        f"{self.__name__}.{name} is now in {module.__name__}; the old name goes "
-                        "in 0.3",
-                        DeprecationWarning,
-                        stacklevel=2,
-                    )
-                    return getattr(module, name)
-        raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        return look_up(self.__name__, self._rooms, name)
+
+
+def look_up(module: str, rooms: tuple[str, ...], name: str) -> Any:
+    """Return what a module of 0.1 had under a name, and warn where it is now.
+
+    Raises:
+        AttributeError: it never had such a name.
+    """
+    for room in rooms if not name.startswith("_") else ():
+        found = importlib.import_module(f"tamp_modifier.{room}")
+        if hasattr(found, name):
+            warnings.warn(
+                f"{module}.{name} is now in {found.__name__}; the old name goes in 0.3",
+                DeprecationWarning,
+                stacklevel=3,
+            )
+            return getattr(found, name)
+    raise AttributeError(f"module {module!r} has no attribute {name!r}")
 
 
 def install(package: ModuleType) -> None:

@@ -9,7 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from tamp_modifier.files import new_folder, only_writer, whole_file, write_json
+from tamp_modifier.files import (
+    UNFINISHED,
+    check_output,
+    new_folder,
+    only_writer,
+    whole_file,
+    write_json,
+)
 
 HOLD = """
 import sys, time
@@ -74,3 +81,32 @@ def test_a_file_is_whole_or_absent_and_has_the_mode_of_the_umask(tmp_path: Path)
     assert path.stat().st_mode & 0o777 == 0o640
     assert path.read_text() == '{\n "a": [ 1, 2 ]\n}\n'
     assert [entry.name for entry in path.parent.iterdir()] == ["file.json"]
+
+
+def test_a_folder_of_something_else_is_never_removed(tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    other = tmp_path / "model.tmp"
+    other.mkdir()
+    (other / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"model\.tmp is in the way and is not ours"):
+        with new_folder(out):
+            pass
+    assert (other / "thesis.txt").read_text() == "mine" and not out.exists()
+
+
+def test_what_a_killed_run_has_left_is_removed(tmp_path: Path) -> None:
+    left = tmp_path / "model.tmp"
+    left.mkdir()
+    (left / UNFINISHED).touch()
+    (left / "half").touch()
+    with new_folder(tmp_path / "model") as folder:
+        (folder / "whole").touch()
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["whole"]
+    assert not left.exists()
+
+
+def test_a_link_is_no_output(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    with pytest.raises(ValueError, match="link is a link; give the folder that it leads to"):
+        check_output(tmp_path / "link")

@@ -1,5 +1,8 @@
 """How sparse each Linear gets, under one global budget."""
 
+from typing import Any
+
+from tamp_modifier import moved
 from tamp_modifier.allocation.base import Allocation
 from tamp_modifier.allocation.budget import round_to_budget
 from tamp_modifier.allocation.registry import (
@@ -17,3 +20,7 @@ __all__ = [
     "get_allocation",
     "round_to_budget",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    return moved.look_up(__name__, moved.PARTS["allocation"], name)

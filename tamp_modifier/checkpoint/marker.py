@@ -74,8 +74,8 @@ def _check_marker(marker: Mapping[str, Any]) -> None:
         raise ValueError(f"{where}: layout packed needs linears")
     if linears is not None and not _counts(linears):
         raise ValueError(f"{where}: linears must map names to numbers of non-zeros")
-    checksums = marker.get("checksums")
-    if checksums is not None and not _counts(checksums):
+    checksums = marker.get("checksums", {})
+    if not _counts(checksums):
         raise ValueError(f"{where}: checksums must map names to numbers")
     tensors = marker.get("tensors")
     if tensors is not None and (type(tensors) is not int or tensors < 0):

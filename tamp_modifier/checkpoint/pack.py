@@ -155,12 +155,13 @@ def _convert(
     config = read_config(source)
     written = {file.name for file in files} | {CONFIG_FILE, INDEX_FILE}
     others = files_to_copy(source, written)
+    place = Path(os.path.abspath(out))  # "." has no name
+    if place == Path.cwd():
+        raise ValueError(f"{place} is the current folder; give a new one")
+    if source.resolve() in place.resolve().parents:
+        raise ValueError(f"{place} lies inside {source}; give a folder beside it")
     check_output(out)
-    out = Path(os.path.abspath(out))  # "." has no name
-    if out == Path.cwd():
-        raise ValueError(f"{out} is the current folder; give a new one")
-    if source.resolve() in out.resolve().parents:
-        raise ValueError(f"{out} lies inside {source}; give a folder beside it")
+    out = place
     check = integrity_of(source, files, Marker.of(read_marker(config)))
     check_stored(check.stored)
     # A shard is written twice for a moment: see `ShardWriter`.

@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -43,11 +44,31 @@ VALUES = 4096
 """Values of every parameter that enter the digest of a model, evenly spread."""
 
 
+RUN = "run.json"
 ANEW = "Start anew with --restart, or remove that folder"
 
 
 class ResumeError(ValueError):
     """Finished layers that belong to another run."""
+
+
+def forget(folder: Path) -> None:
+    """Remove what an earlier run has finished, if that is what the folder holds.
+
+    Raises:
+        ResumeError: the folder holds something else.
+    """
+    if not os.path.lexists(folder):
+        return
+    if folder.is_symlink() or not folder.is_dir():
+        raise ResumeError(f"{folder} is no folder of a run of tamp-modifier; it is not removed")
+    if any(folder.iterdir()) and not (folder / RUN).is_file():
+        raise ResumeError(f"{_foreign(folder)}; it is not removed")
+    shutil.rmtree(folder)
+
+
+def _foreign(folder: Path) -> str:
+    return f"{folder} has files in it, but none of a run of tamp-modifier"
 
 
 class Resume:
@@ -77,12 +98,10 @@ class Resume:
         # As JSON gives it back, so that tuples and lists compare.
         now = json.loads(json.dumps(fingerprint))
         self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / "run.json"
+        path = self._folder / RUN
         if not path.exists():
             if any(self._folder.iterdir()):
-                raise ResumeError(
-                    f"{self._folder} has files in it, but none of a run of tamp-modifier"
-                )
+                raise ResumeError(f"{_foreign(self._folder)}; move them, or give another folder")
             _write(path, now)
             return
         before = _read(path)
@@ -188,8 +207,10 @@ def _read(path: Path) -> dict[str, Any]:
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(data, dict):
+            raise ValueError("it holds no JSON object")
         digest = data.pop("digest", None)
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise _damaged(path, str(error)) from None
     if digest != _digest_json(data):
         raise _damaged(path, "its digest does not fit")

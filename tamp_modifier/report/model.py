@@ -137,7 +137,7 @@ class PruningReport:
             ReportError: The file is not JSON, not a report, of another version, or has a wrong
                 value.
         """
-        return _read_report(Path(path))
+        return read_report(Path(path))
 
 
 def linear_type(name: str) -> str:
@@ -198,7 +198,7 @@ def _check_json(value: Any, place: str) -> None:
 # -- reading ---------------------------------------------------------------------------------------
 
 
-def _read_report(path: Path) -> PruningReport:
+def read_report(path: Path) -> PruningReport:
     """See `PruningReport.load`."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)

@@ -12,6 +12,8 @@ The offsets follow from the mask. `tensor_checksum` is for the tensors that stay
 
 from __future__ import annotations
 
+import importlib
+import warnings
 import zlib
 from collections.abc import Mapping
 
@@ -144,3 +146,42 @@ def from_tensors(tensors: Mapping[str, Tensor], name: str, verify: bool = True) 
     if verify and checksum(packed) != expected:
         raise ValueError(f"{name}: the checksum does not match, mask or values are damaged")
     return packed
+
+
+# Names that stood here in 0.1 and their rooms now. Looked up by name: this package needs torch and
+# nothing else of ours.
+_MOVED = dict.fromkeys(("read_24_bitmask", "read_bitmask"), "legacy") | dict.fromkeys(
+    (
+        "CONFIG_FORMAT",
+        "CONFIG_KEY",
+        "INNER_KEY",
+        "LAYOUTS",
+        "QUANT_METHOD",
+        "config_marker",
+        "mark_dense",
+        "mark_packed",
+        "read_marker",
+    ),
+    "marker",
+)
+
+
+def moved(module: str, name: str) -> object:
+    """Return what a module of 0.1 had under a name, and warn where it is now; goes in 0.3.
+
+    Raises:
+        AttributeError: it never had such a name.
+    """
+    if name not in _MOVED:
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+    room = f"tamp_modifier.checkpoint.{_MOVED[name]}"
+    warnings.warn(
+        f"{module}.{name} is now in {room}; the old name goes in 0.3",
+        DeprecationWarning,
+        stacklevel=3,
+    )
+    return getattr(importlib.import_module(room), name)
+
+
+def __getattr__(name: str) -> object:
+    return moved(__name__, name)

@@ -23,8 +23,9 @@ from tamp_modifier.data import (
     make_loader,
     read_conversations,
 )
-from tamp_modifier.files import check_output, new_folder, only_writer, write_json
+from tamp_modifier.files import check_output, check_unfinished, new_folder, only_writer, write_json
 from tamp_modifier.modifier import TAMPModifier
+from tamp_modifier.pruning.resume import forget
 from tamp_modifier.report.model import REPORT_FILE, SAMPLES_FILE, PruningReport
 from tamp_modifier.report.samples import shown_path
 from tamp_modifier.tokens import modality_token_ids
@@ -161,6 +162,7 @@ def prune(
         KeyboardInterrupt: it was interrupted; says how to go on.
     """
     check_output(out)
+    check_unfinished(out)
     with only_writer(out):
         try:
             return _prune(prepared, make_recipe, out, dtype, restart, pipeline)
@@ -184,7 +186,7 @@ def _prune(
 ) -> Pruned:
     partial = out.with_name(out.name + ".partial")
     if restart:
-        shutil.rmtree(partial, ignore_errors=True)
+        forget(partial)
     seconds: dict[str, float] = {}
     begin = time.perf_counter()
 

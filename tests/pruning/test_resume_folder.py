@@ -14,6 +14,7 @@ import torch
 
 from tamp_modifier import TAMPModifier
 from tamp_modifier.demo.evaluation import MODEL_FOLDER
+from tamp_modifier.pruning.resume import forget
 from tests.architectures.models import build
 from tests.running import linear_weights, prune
 
@@ -134,3 +135,16 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     last = done.stderr.splitlines()[-1]
     assert last.startswith("tamp: interrupted; the finished layers are kept in ")
     assert last.endswith("the same command goes on from there, with --restart it starts anew")
+
+
+def test_restart_removes_what_a_run_has_left_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="none of a run of tamp-modifier; it is not removed"):
+        forget(tmp_path / "theirs")
+    assert (tmp_path / "theirs" / "thesis.txt").exists()
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "ours" / "run.json").write_text("{}")
+    forget(tmp_path / "ours")
+    forget(tmp_path / "never")
+    assert not (tmp_path / "ours").exists()
