@@ -44,6 +44,10 @@ _REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _NAMES_A_MEDIUM = re.compile(r"(image|img|video|audio|file)_id")
 
 
+DEEPEST = 32
+"""Levels of a value that nobody reads, in which a medium is looked for."""
+
+
 class Fields:
     """The keys of one object that nothing has read yet; null counts as absent.
 
@@ -132,9 +136,10 @@ def _is_name_of(value: Any, media: list[Part]) -> bool:
     return is_embedded or all(is_remote(name) or PurePath(name).stem in stems for name in names)
 
 
-def _unread_medium(value: Any, media: list[Part], depth: int = 4) -> str:
-    """Return description of a picture, video or sound in a value that is none of these; "" for
-    none.
+def _unread_medium(value: Any, media: list[Part], depth: int = DEEPEST) -> str:
+    """Describe a picture, video or sound in a value that is none of these; "" for none.
+
+    What is nested deeper than `depth` is not looked into, and named as such.
     """
     if isinstance(value, bytes | bytearray | memoryview):
         return f"{len(value)} bytes"
@@ -142,7 +147,9 @@ def _unread_medium(value: Any, media: list[Part], depth: int = 4) -> str:
         return "a picture"
     if isinstance(value, str):
         return short(value) if _is_other_medium(value, media) else ""
-    if depth and isinstance(value, Mapping | list | tuple):
+    if isinstance(value, Mapping | list | tuple):
+        if not depth:
+            return f"nested more than {DEEPEST} levels deep" if value else ""
         items = value.values() if isinstance(value, Mapping) else value
         return next(filter(None, (_unread_medium(item, media, depth - 1) for item in items)), "")
     return ""

@@ -244,3 +244,14 @@ def test_a_second_picture_is_not_taken_for_the_name_of_the_first(tmp_path: Path)
 def test_a_picture_is_no_video(tmp_path: Path) -> None:
     row = {"video": str(picture(tmp_path / "a.png")), "text": "a cat"}
     assert "is a picture; give a folder with the frames" in refusal(row)
+
+
+@pytest.mark.parametrize("levels", [6, 40])
+def test_a_medium_deep_inside_of_what_nobody_reads_is_refused(levels: int, tmp_path: Path) -> None:
+    hidden: object = "c.png"
+    for _ in range(levels):
+        hidden = [hidden]
+    file = tmp_path / "data.json"
+    file.write_text(json.dumps([{"text": "t", "metadata": hidden}]))
+    with pytest.raises(DataError, match="nothing reads the key 'metadata'"):
+        read_conversations(file)
