@@ -21,6 +21,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -37,7 +38,7 @@ from tamp_modifier.calibration.measurement import Measurement
 from tamp_modifier.calibration.observer import RegisterHook
 from tamp_modifier.calibration.targets import Target
 from tamp_modifier.diversity import Pair
-from tamp_modifier.files import whole_file, write_json
+from tamp_modifier.files import only_writer, whole_file, write_json
 from tamp_modifier.pruning.pruner import Pruner
 
 VALUES = 4096
@@ -81,6 +82,7 @@ class Resume:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self._folder = Path(folder)
         self._finished: dict[str, Path] = {}
+        self._held = ExitStack()
         self._passed: set[str] = set()
 
     @property
@@ -94,10 +96,12 @@ class Resume:
         Raises:
             ResumeError: the folder belongs to another run, tells in what they differ; or a file in
                 it is damaged, names it.
+            OSError: another run keeps its layers there.
         """
         # As JSON gives it back, so that tuples and lists compare.
         now = json.loads(json.dumps(fingerprint))
         self._folder.mkdir(parents=True, exist_ok=True)
+        self._held.enter_context(only_writer(self._folder))
         path = self._folder / RUN
         if not path.exists():
             if any(self._folder.iterdir()):
@@ -113,6 +117,10 @@ class Resume:
             )
         for file in sorted(self._folder.glob("*.safetensors")):
             self._finished |= dict.fromkeys(_check_layer(file), file)
+
+    def close(self) -> None:
+        """Let other runs have the folder; a second call does nothing."""
+        self._held.close()
 
     # -- the dense pass
 

@@ -165,11 +165,15 @@ class PruningRun:
         reached = {name for name in self._numel if self._selected.reached(name)}
         unreached = unreached_experts(self.targets, reached)
         self._warnings += told(unreached, self._settings.unreached_experts)
+        if self._resume is not None:
+            self._resume.close()
         self._batches = join_batches(self._batches)
         self._timings["pruning_pass"] = time.perf_counter() - self._started
 
     def abandon(self) -> None:
         """Take back what can be taken back of a run that ended early."""
+        if self._resume is not None:
+            self._resume.close()
         if self.finished:
             return
         if not is_distributed():  # the other processes may be elsewhere

@@ -14,6 +14,7 @@ import torch
 
 from tamp_modifier import TAMPModifier
 from tamp_modifier.demo.evaluation import MODEL_FOLDER
+from tamp_modifier.files import only_writer
 from tamp_modifier.pruning.resume import forget
 from tests.architectures.models import build
 from tests.running import linear_weights, prune
@@ -148,3 +149,11 @@ def test_restart_removes_what_a_run_has_left_and_nothing_else(tmp_path: Path) ->
     forget(tmp_path / "ours")
     forget(tmp_path / "never")
     assert not (tmp_path / "ours").exists()
+
+
+def test_a_second_run_at_the_same_folder_is_refused(tmp_path: Path) -> None:
+    with only_writer(tmp_path / "partial"):
+        with pytest.raises(OSError, match="is writing it"):
+            run(tmp_path / "partial", tmp_path / "config")
+    run(tmp_path / "partial", tmp_path / "config")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config", "partial"]
