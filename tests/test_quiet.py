@@ -84,6 +84,7 @@ with library_silence():
 """
 
 
+@pytest.mark.slow
 def test_the_log_that_llm_compressor_sets_up_meanwhile_works_afterwards() -> None:
     done = subprocess.run(
         [sys.executable, "-c", STREAMS], capture_output=True, text=True, timeout=600

@@ -267,6 +267,7 @@ def run_oneshot(dataset: Any, **more: Any) -> PruningReport:
         return PruningReport.load(recipe.report_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["list", "dataset", "splits", "stream"])
 def test_oneshot_takes_rows_with_the_collator(tmp_path: Path, kind: str) -> None:
     from datasets import Dataset, DatasetDict
@@ -280,6 +281,7 @@ def test_oneshot_takes_rows_with_the_collator(tmp_path: Path, kind: str) -> None
     assert report.samples == 2 and report.tokens["image"] == 144
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", ["rows", "loader"])
 def test_oneshot_gives_pixels_in_the_type_of_the_model(tmp_path: Path, given: str) -> None:
     from llmcompressor import oneshot

@@ -121,6 +121,7 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     data = tmp_path / "data.jsonl"
     row = {"messages": [{"role": "user", "content": "what is red ?"}] + [

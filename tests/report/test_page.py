@@ -97,6 +97,7 @@ def test_pictures_that_cannot_be_shown_are_left_out(tmp_path: Path) -> None:
     assert page(report, both, pictures=1, media=tmp_path).count("<figure>") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["absolute", "above", "a link", "a FIFO"])
 def test_pictures_outside_of_the_folder_are_not_read(tmp_path: Path, how: str) -> None:
     outside, folder = picture(tmp_path / "secret.png"), tmp_path / "out"

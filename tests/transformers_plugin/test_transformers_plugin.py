@@ -227,6 +227,7 @@ def load_after(lines: str, folder: Path) -> int:
     return int(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "lines",
     [
@@ -243,6 +244,7 @@ def test_packed_checkpoints_load_once_registered(lines: str, packed: tuple[Path,
     assert load_after(lines, folder) == expected
 
 
+@pytest.mark.slow
 def test_the_example_of_the_page_loads(packed: tuple[Path, int]) -> None:
     folder, expected = packed
     page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
@@ -250,6 +252,7 @@ def test_the_example_of_the_page_loads(packed: tuple[Path, int]) -> None:
     assert load_after(code.replace("./packed-model", str(folder)), folder) == expected
 
 
+@pytest.mark.slow
 def test_commands_load_packed_checkpoints(packed: tuple[Path, int]) -> None:
     folder, expected = packed
     lines = f"""from tamp_modifier.workflows.models import load_config, load_model

@@ -78,6 +78,7 @@ def test_torch_is_as_it_was_after_tracing_raised(tmp_path: Path) -> None:
     assert torch.arange is arange
 
 
+@pytest.mark.slow
 def test_tamp_prune_takes_the_pipeline(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     data = jsonl(tmp_path / "data.jsonl", [asked(("image", "a.png")), asked()])

@@ -78,6 +78,7 @@ except ImportError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_module_that_moved_is_named_when_the_modifier_is_imported() -> None:
     done = subprocess.run([sys.executable, "-c", GONE], capture_output=True, text=True, timeout=600)
     (line,) = (x for x in done.stdout.splitlines() if x.startswith("UpstreamChanged"))

@@ -25,6 +25,7 @@ def planned(prepared: Prepared, **fields: Any) -> dict[str, Any]:
     return plan(prepared, [TAMPModifier(**fields)])["estimate"]
 
 
+@pytest.mark.slow
 def test_permuting_columns_takes_a_pass_more(prepared: Prepared) -> None:
     plain = planned(prepared, mask_structure="2:4", selection="text")
     permuted = planned(prepared, mask_structure="2:4", selection="text", permute_columns=True)
@@ -32,6 +33,7 @@ def test_permuting_columns_takes_a_pass_more(prepared: Prepared) -> None:
     assert permuted["moved"] > plain["moved"]
 
 
+@pytest.mark.slow
 def test_magnitude_is_not_charged_for_a_selection(prepared: Prepared) -> None:
     found = [
         planned(prepared, score="magnitude", selection=name)["operations"]
