@@ -70,11 +70,12 @@ def check_experts(model: nn.Module, modifiers: Iterable[Any] = ()) -> None:
         ValueError: experts that cannot be brought back into the layout of the architecture.
     """
     seen: set[type] = set()
-    for name, container in expert_containers(model).items():
-        if type(container) not in seen and _reads_fused(container):
+    containers = expert_containers(model)
+    for name, container in containers.items():
+        if type(container) not in seen and not _loaded_apart(container):
             seen.add(type(container))
             _check_round_trip(name, container, model)
-    inside = tuple(f"{name}." for name in expert_containers(model))
+    inside = tuple(f"{name}." for name in containers)
     for modifier in modifiers if inside else ():
         if not isinstance(modifier, QuantizationMixin):
             continue
@@ -120,7 +121,7 @@ def experts_as_read(model: nn.Module) -> Iterator[None]:
     fused: dict[str, LinearExperts2D] = {}
     try:
         for name, container in containers.items():
-            if name not in apart and _reads_fused(container):
+            if name not in apart and not _loaded_apart(container):
                 model.set_submodule(name, _fuse(container, model))
                 fused[name] = container
         if apart and not any(map(_loaded_apart, apart.values())):
@@ -155,10 +156,6 @@ def _loaded_apart(container: LinearExperts2D) -> bool:
     return not hasattr(container, "_source_experts_cls") and type(container).__name__ == (
         "LinearExperts2D"
     )
-
-
-def _reads_fused(container: LinearExperts2D) -> bool:
-    return not _loaded_apart(container)
 
 
 def _empty_experts(container: LinearExperts2D, model: nn.Module) -> Any:
