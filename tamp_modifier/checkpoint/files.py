@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from tamp_modifier.checkpoint.entries import require_regular
+from tamp_modifier.checkpoint.writer import DTYPE_NAMES
 from tamp_modifier.messages import some
 from tamp_modifier.sparse.serialization import PACKED_SUFFIXES
 
@@ -157,20 +158,7 @@ def _check_index(index: Path, weight_map: Mapping[str, str], files: Iterable[Pat
             )
 
 
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-}
+_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 Header = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 """Shape and dtype of every tensor by its name on disk."""
