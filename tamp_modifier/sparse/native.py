@@ -73,12 +73,13 @@ def _openmp_functions() -> list[int] | None:
     return None
 
 
-@functools.cache
-def _library() -> ctypes.CDLL | None:
-    """Return the loaded library; None if it was not built."""
-    file = _library_file()
-    if file is None:
-        return None
+def load(file: Path) -> ctypes.CDLL:
+    """Return the native library in `file`, its functions typed, with the threads of torch.
+
+    Raises:
+        ImportError: the library is of another version of this package.
+        OSError: `file` is no library of this machine.
+    """
     library = ctypes.CDLL(str(file))
     if library.tamp_abi_version() != ABI_VERSION:
         raise ImportError(f"{file.name} is of another version of tamp-modifier; build it again")
@@ -90,6 +91,13 @@ def _library() -> ctypes.CDLL | None:
         library.tamp_set_openmp(*openmp)
         os.register_at_fork(after_in_child=library.tamp_after_fork)
     return library
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    """Return the library of this installation; None if it was not built."""
+    file = _library_file()
+    return None if file is None else load(file)
 
 
 def paths() -> tuple[str, ...]:
@@ -105,22 +113,24 @@ _in_use: str | None = None  # None: not chosen yet
 _native: ctypes.CDLL | None = None  # of the path in use, None for torch
 
 
-def use(path: str, *, field: str = "path") -> None:
+def use(path: str, *, field: str = "path", library: ctypes.CDLL | None = None) -> None:
     """Force a path for this process; packing and multiplication take it from now on.
 
     Args:
         path: one of `paths`.
         field: what gave the name, for the error message.
+        library: whose path it is, from `load`; by default the one of this installation.
 
     Raises:
         ValueError: this machine does not support such a path.
     """
     global _in_use, _native
-    library = None if path == TORCH else _library()
+    if library is None and path != TORCH:
+        library = _library()
     if path != TORCH and (library is None or library.tamp_use_path(path.encode())):
         reason = " (the native library was not built)" if library is None else ""
         raise ValueError(f"{field} is {path!r}, this machine supports {', '.join(paths())}{reason}")
-    _in_use, _native = path, library
+    _in_use, _native = path, None if path == TORCH else library
 
 
 def _choose() -> str:

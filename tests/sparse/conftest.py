@@ -1,12 +1,37 @@
-"""The paths of this machine, for tests that run on each of them."""
+"""The paths of this machine, and of others through emulation, for tests that run on each."""
 
 from __future__ import annotations
 
+import ctypes
+import re
+import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
+import tamp_modifier
 from tamp_modifier.sparse import native
+
+CSRC = Path(tamp_modifier.__file__).parent / "sparse/csrc"
+EMULATION = Path(__file__).parent / "emulation"
+KNOWN = re.findall(r"\bPATH\(([a-z0-9]+)\)", (CSRC / "tamp_sparse.h").read_text())
+PREFIX = "emulated-"
+"""What the name of a path begins with where this machine has no such instructions."""
+PATHS = [*native.paths(), *(PREFIX + name for name in KNOWN if name not in native.paths())]
+
+
+@pytest.fixture(scope="session")
+def emulated_library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The native library with all paths, whatever this processor has: slow, but computes alike."""
+    library = tmp_path_factory.mktemp("emulated") / "emulated.so"
+    flags = ["-shared", "-fPIC", "-O1", "-fvisibility=hidden", "-Wno-psabi"]
+    stand_in = ["-DTAMP_EMULATED", f"-I{EMULATION}"]
+    sources = map(str, sorted(CSRC.glob("*.c")))
+    command = ["cc", *flags, *stand_in, *sources, "-o", str(library), "-lm"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return native.load(library)
 
 
 @pytest.fixture
@@ -17,8 +42,13 @@ def use_path() -> Iterator[Callable[[str], None]]:
     native.use(before)
 
 
-@pytest.fixture(params=native.paths())
-def path(request: pytest.FixtureRequest, use_path: Callable[[str], None]) -> str:
-    """Each path of this machine in turn, in use."""
-    use_path(request.param)
-    return request.param
+@pytest.fixture(params=PATHS)
+def path(request: pytest.FixtureRequest, use_path: Callable[..., None]) -> str:
+    """Each path in turn, in use: those of this machine, and the others emulated."""
+    name: str = request.param
+    if name.startswith(PREFIX):
+        library = request.getfixturevalue("emulated_library")
+        use_path(name.removeprefix(PREFIX), library=library)
+    else:
+        use_path(name)
+    return name

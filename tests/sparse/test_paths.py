@@ -13,10 +13,10 @@ import torch
 import tamp_modifier
 from tamp_modifier import sparse
 from tamp_modifier.sparse import native
+from tests.sparse.conftest import KNOWN
 from tests.sparse.processes import run_python
 
 PACKAGE = Path(tamp_modifier.__file__).parent
-KNOWN = re.findall(r"PATH\((\w+)\)", (PACKAGE / "sparse/csrc/tamp_sparse.h").read_text())
 
 
 def test_the_best_path_of_this_machine_is_used_unless_one_is_forced():
@@ -25,7 +25,9 @@ def test_the_best_path_of_this_machine_is_used_unless_one_is_forced():
     assert sparse.backend() == os.environ.get(native.PATH_VARIABLE, native.paths()[0])
 
 
-def test_each_path_can_be_forced(path):
+@pytest.mark.parametrize("path", native.paths())
+def test_each_path_can_be_forced(use_path, path):
+    use_path(path)
     assert sparse.backend() == path
     assert native.available() == (path != "torch")
     code = "from tamp_modifier import sparse; print(sparse.backend())"

@@ -53,7 +53,9 @@ TARGET_AVX512BF16 int tamp_compressed_avx512bf16(const tamp_weight *w, const tam
             __m512i x1 = _mm512_maskz_compress_epi16(load_mask(mask, 1), input);
             __m512i x2 = _mm512_maskz_compress_epi16(load_mask(mask, 2), input);
             __m512i x3 = _mm512_maskz_compress_epi16(load_mask(mask, 3), input);
+#ifndef TAMP_EMULATED
             __asm__("" : "+v"(x0), "+v"(x1), "+v"(x2), "+v"(x3)); /* four registers, see above */
+#endif
             prefetch(mask, values, third, 0);
             sum0 = multiply_low(sum0, x0, values);
             sum1 = multiply_low(sum1, x1, second);

@@ -13,7 +13,12 @@
 #define PADDING_BYTES 64
 #define MAX_M 8 /* rows of x in one call of a kernel with the layout fp32_rows */
 
-#if (defined(__x86_64__) || defined(_M_X64)) && (defined(__GNUC__) || defined(__clang__))
+#ifdef TAMP_EMULATED /* tests/sparse/emulation stands in for the instructions, on any processor */
+#define TAMP_X86 1
+#define TARGET_AVX2
+#define TARGET_AVX512
+#define TARGET_AVX512BF16
+#elif (defined(__x86_64__) || defined(_M_X64)) && (defined(__GNUC__) || defined(__clang__))
 #define TAMP_X86 1
 #define TARGET_AVX2 __attribute__((target("avx2,fma,f16c,bmi,popcnt")))
 #define TARGET_AVX512                                                                      \
