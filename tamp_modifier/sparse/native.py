@@ -22,7 +22,7 @@ from torch import Tensor
 
 PATH_VARIABLE = "TAMP_SPARSE_PATH"
 TORCH = "torch"
-ABI_VERSION = 2
+ABI_VERSION = 3
 _DTYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
 
 _pointer, _int64, _int = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int

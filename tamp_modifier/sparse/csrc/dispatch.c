@@ -4,7 +4,7 @@
 
 #include "tamp_sparse.h"
 
-#define ABI_VERSION 2
+#define ABI_VERSION 3
 
 #define ENTRY(NAME) &tamp_path_##NAME,
 static const tamp_path *const paths[] = {TAMP_PATHS(ENTRY)};
@@ -50,7 +50,7 @@ typedef struct {
     tamp_input input;
     void *copy;            /* of x, as the kernel wants it */
     size_t x_size, y_size; /* bytes of an entry of the x and y of `product` */
-    int corrupt;
+    int status;
 } linear_task;
 
 static void prepare_tiles(void *context, int64_t begin, int64_t end) {
@@ -66,12 +66,12 @@ static void multiply_blocks(void *context, int64_t begin, int64_t end) {
         product.m = (int)(m - first < strip ? m - first : strip);
         product.x = (const char *)product.x + first * product.ldx * task->x_size;
         product.y = (char *)product.y + first * product.ldy * task->y_size;
-        if (task->path->kernel(&task->weight, &product, begin, end))
-            __atomic_store_n(&task->corrupt, 1, __ATOMIC_RELAXED);
+        const int status = task->path->kernel(&task->weight, &product, begin, end);
+        if (status) __atomic_store_n(&task->status, status, __ATOMIC_RELAXED);
     }
 }
 
-/* y = x @ weight.T + bias. x: [m, columns], y: [m, rows], all of one dtype.
+/* y = x @ weight.T + bias. x: [m, columns], at least one column, y: [m, rows], all of one dtype.
  * Returns 0, 1 where mask and offsets disagree (y is not to be used then), 2 without memory. */
 EXPORT int tamp_linear(const void *x, int64_t m, int64_t x_stride, int dtype, const uint32_t *mask,
                        const void *values, const int64_t *offsets, int64_t kept, int64_t rows,
@@ -107,5 +107,5 @@ EXPORT int tamp_linear(const void *x, int64_t m, int64_t x_stride, int dtype, co
     }
     tamp_parallel(multiply_blocks, &task, task.weight.blocks, rows * columns * m);
     free(scratch);
-    return task.corrupt;
+    return task.status;
 }

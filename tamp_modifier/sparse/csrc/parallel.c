@@ -22,8 +22,12 @@ EXPORT void tamp_set_openmp(void *parallel, void *thread_num, void *num_threads,
     memcpy(&openmp.in_parallel, &in_parallel, sizeof in_parallel);
 }
 
-/* The threads of an OpenMP team do not exist in a forked child, which would wait for them forever. */
-EXPORT void tamp_after_fork(void) { forked_after_use |= team_was_used; }
+/* The threads of an OpenMP team do not exist in a forked child, which would wait for them forever. And
+ * what the system permits to one process the child asks for itself. */
+EXPORT void tamp_after_fork(void) {
+    forked_after_use |= team_was_used;
+    tamp_current_path()->supported();
+}
 
 typedef struct {
     tamp_range work;

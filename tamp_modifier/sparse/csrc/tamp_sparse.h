@@ -18,6 +18,8 @@
 #define TARGET_AVX2
 #define TARGET_AVX512
 #define TARGET_AVX512BF16
+#define TAMP_AMX 1
+#define TARGET_AMX
 #elif (defined(__x86_64__) || defined(_M_X64)) && (defined(__GNUC__) || defined(__clang__))
 #define TAMP_X86 1
 #define TARGET_AVX2 __attribute__((target("avx2,fma,f16c,bmi,popcnt")))
@@ -27,6 +29,12 @@
 #define TARGET_AVX512BF16                                                              \
     __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2," \
                           "avx512bf16,fma,f16c,bmi,popcnt")))
+#if defined(__linux__) && (__GNUC__ >= 11 || (defined(__clang__) && __clang_major__ >= 12))
+#define TAMP_AMX 1
+#define TARGET_AMX                                                                     \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2," \
+                          "avx512bf16,amx-tile,amx-bf16,amx-int8,fma,f16c,bmi,popcnt")))
+#endif
 #endif
 
 #if defined(__GNUC__) || defined(__clang__)
@@ -55,7 +63,7 @@ typedef struct {
     int64_t ldy;
 } tamp_product;
 
-/* Multiplies blocks [begin, end). Returns 0, or 1 if mask and offsets disagree. */
+/* Multiplies blocks [begin, end). Returns 0, 1 if mask and offsets disagree, 2 without memory. */
 typedef int (*tamp_kernel)(const tamp_weight *w, const tamp_product *p, int64_t begin, int64_t end);
 
 /* x as the caller gives it: [m, columns] of dtype, rows `stride` entries apart; and how it is cut. */
@@ -105,6 +113,7 @@ typedef struct tamp_path {
 /* All paths, best first: unless one is forced, the first that this machine supports is used. A new path is
  * a file that defines tamp_path_NAME, and a line here. */
 #define TAMP_PATHS(PATH) \
+    PATH(amx)            \
     PATH(avx512bf16)     \
     PATH(avx512)         \
     PATH(avx2)           \

@@ -65,6 +65,25 @@ EACH(_mm512_cvtsepi32_epi8, __m128i, i8_16, __m512i, i32_64, (int8_t)CLAMP(a[i],
 EACH(_mm256_cvtepi16_epi8, __m128i, i8_16, __m256i, i16_32, (int8_t)a[i])
 EACH(_mm512_cvtph_ps, __m512, f32_64, __m256i, u16_32, emulated_fp16(a[i]))
 EACH(_mm256_cvtph_ps, __m256, f32_32, __m128i, u16_16, emulated_fp16(a[i]))
+#define _MM_FROUND_TO_NEAREST_INT 0
+#define _MM_FROUND_NO_EXC 8
+/* To nearest, ties to even. */
+EMULATED uint16_t emulated_to_fp16(float number) {
+    const uint16_t sign = signbit(number) ? 0x8000 : 0;
+    const float size = fabsf(number);
+    int exponent;
+    if (isnan(number)) return sign | 0x7e00;
+    if (size >= 65520) return sign | 0x7c00;
+    frexpf(size, &exponent); /* size < 2^exponent */
+    if (exponent < -13 || size == 0) exponent = -13;
+    /* A mantissa of 1024 .. 2048, or less for a subnormal; 2048 carries into the exponent. */
+    const int mantissa = (int)nearbyintf(ldexpf(size, 11 - exponent));
+    return (uint16_t)(sign | (((exponent + 13) << 10) + mantissa));
+}
+EACH(emulated_cvtps_ph_512, __m256i, u16_32, __m512, f32_64, emulated_to_fp16(a[i]))
+EACH(emulated_cvtps_ph_256, __m128i, u16_16, __m256, f32_32, emulated_to_fp16(a[i]))
+#define _mm512_cvtps_ph(X, ROUNDING) emulated_cvtps_ph_512(X)
+#define _mm256_cvtps_ph(X, ROUNDING) emulated_cvtps_ph_256(X)
 EACH2(_mm_packus_epi32, __m128i, u16_16, __m128i, __m128i, i32_16, i32_16,
       (uint16_t)CLAMP((i < 4 ? a : b)[i % 4], 0, 65535))
 
@@ -197,12 +216,17 @@ EMULATED __m128i _mm_setr_epi8(int a, int b, int c, int d, int e, int f, int g, 
     return (__m128i)to;
 }
 /* Of the predicates only "unordered", and of the classes quiet NaN, infinities and signaling NaN. */
-EMULATED __mmask8 _mm_cmp_ps_mask(__m128 x, __m128 y, int predicate) {
-    __mmask8 k = 0;
-    if (predicate != _CMP_UNORD_Q) abort();
-    for (int i = 0; i < 4; i++) k |= (__mmask8)((isnan(x[i]) || isnan(y[i])) << i);
-    return k;
-}
+#define COMPARE(P, F, MASK)                                     \
+    EMULATED MASK P##_cmp_ps_mask(F x, F y, int predicate) {    \
+        MASK k = 0;                                             \
+        if (predicate != _CMP_UNORD_Q) abort();                 \
+        for (int i = 0; i < (int)(sizeof x / sizeof x[0]); i++) \
+            k |= (MASK)((isnan(x[i]) || isnan(y[i])) << i);     \
+        return k;                                               \
+    }
+COMPARE(_mm, __m128, __mmask8)
+COMPARE(_mm256, __m256, __mmask8)
+COMPARE(_mm512, __m512, __mmask16)
 EMULATED __mmask8 _mm_fpclass_ps_mask(__m128 x, int classes) {
     __mmask8 k = 0;
     if (classes != 0x99) abort();

@@ -15,13 +15,13 @@
 #define EMULATED static inline __attribute__((always_inline, unused))
 
 #define VECTOR(NAME, TYPE, BYTES) typedef TYPE NAME __attribute__((vector_size(BYTES), may_alias));
-#define VECTORS(BYTES)                                                                 \
-    VECTOR(i8_##BYTES, int8_t, BYTES)                                                  \
-    VECTOR(u8_##BYTES, uint8_t, BYTES) VECTOR(i16_##BYTES, int16_t, BYTES)             \
-        VECTOR(u16_##BYTES, uint16_t, BYTES) VECTOR(i32_##BYTES, int32_t, BYTES)       \
-            VECTOR(u32_##BYTES, uint32_t, BYTES) VECTOR(i64_##BYTES, int64_t, BYTES)   \
-                VECTOR(u64_##BYTES, uint64_t, BYTES) VECTOR(f32_##BYTES, float, BYTES) \
-                    VECTOR(f64_##BYTES, double, BYTES)
+#define VECTORS(BYTES)                                                               \
+    VECTOR(i8_##BYTES, int8_t, BYTES)                                                \
+    VECTOR(u8_##BYTES, uint8_t, BYTES)                                               \
+    VECTOR(i16_##BYTES, int16_t, BYTES) VECTOR(u16_##BYTES, uint16_t, BYTES)         \
+        VECTOR(i32_##BYTES, int32_t, BYTES) VECTOR(u32_##BYTES, uint32_t, BYTES)     \
+            VECTOR(i64_##BYTES, int64_t, BYTES) VECTOR(u64_##BYTES, uint64_t, BYTES) \
+                VECTOR(f32_##BYTES, float, BYTES) VECTOR(f64_##BYTES, double, BYTES)
 VECTORS(8)
 VECTORS(16)
 VECTORS(32)
@@ -221,26 +221,27 @@ EMULATED float emulated_dot2(float sum, float odd, float even) { return DAZ(DAZ(
 /* What exists in all three widths: P is the prefix, V and F the vectors of integers and fp32, B bytes. */
 #define WIDTH(P, V, F, D, H, B, S)                                                                         \
     LOAD(P##_loadu_si##S, V)                                                                               \
-    LOAD(P##_load_si##S, V) LOAD(P##_loadu_ps, F) STORE(P##_storeu_si##S, V) STORE(P##_store_si##S, V)     \
-        STORE(P##_storeu_ps, F) EMULATED V                                                                 \
+    LOAD(P##_load_si##S, V)                                                                                \
+    LOAD(P##_loadu_ps, F) STORE(P##_storeu_si##S, V) STORE(P##_store_si##S, V) STORE(P##_storeu_ps, F)     \
+        EMULATED V                                                                                         \
         P##_setzero_si##S(void) {                                                                          \
         return (V){0};                                                                                     \
     }                                                                                                      \
     EMULATED F P##_setzero_ps(void) { return (F){0}; }                                                     \
     SET1(P##_set1_ps, F, f32_##B, float)                                                                   \
     ARITHMETIC(P, V, B, 8)                                                                                 \
-    ARITHMETIC(P, V, B, 16) ARITHMETIC(P, V, B, 32) ARITHMETIC(P, V, B, 64) SHIFTS(P, V, B, 16) SHIFTS(    \
-        P, V, B, 32) SHIFTS(P, V, B, 64) BINARY(P##_and_si##S, V, u64_##B, a &b)                           \
-        BINARY(P##_or_si##S, V, u64_##B, a | b) BINARY(P##_xor_si##S, V, u64_##B, a ^ b) BINARY(           \
-            P##_andnot_si##S, V, u64_##B, ~a &b) BINARY(P##_mullo_epi16, V, u16_##B,                       \
-                                                        a *b) BINARY(P##_mullo_epi32, V, u32_##B, a *b)    \
-            BINARY(P##_add_ps, F, f32_##B, a + b) BINARY(P##_sub_ps, F, f32_##B, a - b)                    \
+    ARITHMETIC(P, V, B, 16)                                                                                \
+    ARITHMETIC(P, V, B, 32) ARITHMETIC(P, V, B, 64) SHIFTS(P, V, B, 16) SHIFTS(P, V, B, 32) SHIFTS(        \
+        P, V, B, 64) BINARY(P##_and_si##S, V, u64_##B, a &b) BINARY(P##_or_si##S, V, u64_##B, a | b)       \
+        BINARY(P##_xor_si##S, V, u64_##B, a ^ b) BINARY(P##_andnot_si##S, V, u64_##B, ~a &b)               \
+            BINARY(P##_mullo_epi16, V, u16_##B, a *b) BINARY(P##_mullo_epi32, V, u32_##B, a *b) BINARY(    \
+                P##_add_ps, F, f32_##B, a + b) BINARY(P##_sub_ps, F, f32_##B, a - b)                       \
                 BINARY(P##_mul_ps, F, f32_##B, a *b) BINARY(P##_div_ps, F, f32_##B, a / b) MIN_MAX(        \
                     P, F, f32_##B, ps) MIN_MAX(P, V, i32_##B, epi32)                                       \
                     MIN_MAX(P, V, i16_##B, epi16) MIN_MAX(P, V, u8_##B, epu8) MIN_MAX(P, V, i8_##B, epi8)  \
-                        EACH(P##_abs_epi8, V, i8_##B, V, i8_##B, (int8_t)(a[i] < 0 ? -a[i] : a[i])) EACH(  \
-                            P##_abs_epi32, V, i32_##B, V, i32_##B, a[i] < 0 ? -a[i] : a[i])                \
-                            EACH(P##_cvtepi32_ps, F, f32_##B, V, i32_##B, (float)a[i])                     \
+                        EACH(P##_abs_epi8, V, i8_##B, V, i8_##B, (int8_t)(a[i] < 0 ? -a[i] : a[i]))        \
+                            EACH(P##_abs_epi32, V, i32_##B, V, i32_##B, a[i] < 0 ? -a[i] : a[i]) EACH(     \
+                                P##_cvtepi32_ps, F, f32_##B, V, i32_##B, (float)a[i])                      \
                                 EACH(P##_cvtps_epi32, V, i32_##B, F, f32_##B, (int32_t)lrintf(a[i]))       \
                                     EACH(P##_cvttps_epi32, V, i32_##B, F, f32_##B, (int32_t)a[i]) EACH2(   \
                                         P##_shuffle_epi8, V, u8_##B, V, V, u8_##B, u8_##B,                 \
