@@ -80,6 +80,7 @@ static void pack_blocks(void *context, int64_t begin, int64_t end) {
         for (int64_t tile = 0; tile < w->tiles; tile++)
             for (int r = 0; r < BLOCK_ROWS; r++) {
                 const uint32_t bits = mask[tile * BLOCK_ROWS + r];
+                if (!bits) continue; /* the rows that fill up the last block are not there to be read */
                 const int64_t row = block * BLOCK_ROWS + r, column = tile * TILE_COLUMNS;
                 const char *at = t->dense + (row * t->stride + column) * size;
                 /* Never past this block: what follows belongs to another thread. */
