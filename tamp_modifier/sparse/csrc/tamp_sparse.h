@@ -138,11 +138,11 @@ ALWAYS_INLINE tamp_weight weight_of(const uint32_t *mask, const void *values, co
 
 ALWAYS_INLINE int64_t popcount64(uint64_t bits) { return __builtin_popcountll(bits); }
 
-/* Whether the values of a block may be read: its offset lies in the stream, and so do all values that
+/* Whether the values of a block may be read: its offsets lie in the stream, and so do all values that
  * its mask announces. Only blocks near the end can run over it, so that this costs next to nothing. */
 ALWAYS_INLINE int block_is_safe(const tamp_weight *w, int64_t block) {
-    const int64_t offset = w->offsets[block];
-    if (offset < 0 || offset > w->kept) return 0;
+    const int64_t offset = w->offsets[block], next = w->offsets[block + 1];
+    if (offset < 0 || next < offset || next > w->kept) return 0;
     if (offset + w->tiles * BLOCK_ROWS * TILE_COLUMNS <= w->kept) return 1;
     const uint32_t *mask = w->mask + block * w->tiles * BLOCK_ROWS;
     int64_t count = 0;
