@@ -170,7 +170,7 @@ def test_mutated_files_never_crash_and_never_give_wrong_numbers(mutations):
             assert torch.equal(sparse.unpack(packed), expected)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     mutations=st.lists(
         st.tuples(
@@ -181,9 +181,9 @@ def test_mutated_files_never_crash_and_never_give_wrong_numbers(mutations):
         min_size=20,
         max_size=20,
     ),
-    rows=st.integers(1, 9),
+    rows=st.sampled_from([1, 2, 7, 40, 70]),
 )
-def test_unchecked_weights_never_crash_the_kernels(mutations, rows):
+def test_unchecked_weights_never_crash_the_kernels(path, mutations, rows):
     """`linear` does not validate; whatever it is given, it stays inside its memory."""
     packed = packed_weight((11, 70))
     x = torch.ones(rows, 70, dtype=torch.bfloat16)
