@@ -8,14 +8,22 @@ memory traffic could gain over a dense one that is bound by it too.
 
 Dense kernels: torch's linear; oneDNN with a prepacked weight, through torch and, where vLLM is
 installed, through vLLM as it calls it; zentorch where it is installed.
+
+They allocate their weights themselves, on pages of 4 KB as a rule, while packed weights lie on huge
+ones. One row of x waits for memory alone, and pages of 2 MB speed that up by themselves. So M = 1
+has a second rival: torch's linear with a weight from `tamp_modifier.sparse.memory`. The copies that
+oneDNN and zentorch make cannot be placed so; ``THP_MEM_ALLOC_ENABLE=1`` makes torch ask for huge
+pages for all that it allocates. The last line printed says on which pages the weights lay.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import mmap
 import os
 import platform
+import re
 import time
 from collections.abc import Callable
 from datetime import date
@@ -30,10 +38,13 @@ import torch
 from torch import Tensor
 
 from tamp_modifier import sparse
+from tamp_modifier.sparse import memory
 
 SHAPES = ("4096x4096", "14336x4096", "4096x14336")
 SPARSITIES = (0.5, 0.6, 0.7)
-ROWS = (1, 2, 4, 8, 16, 32, 64, 256)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+HUGE = "torch on huge pages"
+"""Name of the rival whose weight lies on the same pages as ours; measured for one row of x."""
 Kernel = Callable[[Tensor], Tensor]
 
 
@@ -85,6 +96,28 @@ def dense_kernels(weight: Tensor) -> dict[str, Kernel]:
     return kernels
 
 
+def page_bytes(tensor: Tensor) -> int:
+    """Size of the pages that most of a tensor on the CPU lies on, as Linux tells it.
+
+    Where it tells nothing: the size that pages have without asking.
+    """
+    maps, inside, resident = Path("/proc/self/smaps"), False, 0
+    for line in maps.read_text().splitlines() if maps.exists() else ():
+        if area := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            begin, end = (int(part, 16) for part in area.groups())
+            inside = begin <= tensor.data_ptr() < end
+        elif inside and line.startswith("Rss:"):
+            resident = int(line.split()[1])
+        elif inside and line.startswith("AnonHugePages:"):
+            return memory.huge_page() if 2 * int(line.split()[1]) > resident else mmap.PAGESIZE
+    return mmap.PAGESIZE
+
+
+def on_huge_pages(weight: Tensor) -> Tensor:
+    """Return a copy of a weight on the CPU where packed weights lie too."""
+    return memory.empty(tuple(weight.shape), weight.dtype).copy_(weight)
+
+
 def seconds_of(kernel: Kernel, x: Tensor, scratch: Tensor | None) -> float:
     """Time of one call; on a GPU between events, after `scratch` has emptied the cache."""
     if scratch is None:
@@ -113,35 +146,45 @@ def fastest(
     return best
 
 
+def check(kernel: Kernel, x: Tensor, weight: Tensor, name: str) -> None:
+    """Raise RuntimeError where a kernel does not give the product with `weight`."""
+    exact = x.float().cpu() @ weight.float().t()
+    error = float((kernel(x).float().cpu() - exact).abs().max() / exact.abs().max())
+    if not error < 2e-2:
+        raise RuntimeError(f"{tuple(weight.shape)} {name}: wrong result, error {error}")
+
+
 def measure_shape(shape: tuple[int, int], args: argparse.Namespace) -> list[dict[str, Any]]:
     """All rows of the table for one shape."""
     torch.manual_seed(0)
     dtype = getattr(torch, args.dtype)
     weight = torch.randn(shape).to(dtype)
-    scratch = None if args.device == "cpu" else torch.empty(1 << 28, device=args.device)
+    on_cpu = args.device == "cpu"
+    scratch = None if on_cpu else torch.empty(1 << 28, device=args.device)
     kernels = dense_kernels(weight.to(args.device))
     dense_names = list(kernels)
-    limits, pruned = {}, {}
+    packed, pruned, pages = {}, {}, {}
     for sparsity in args.sparsities:
         pruned[sparsity] = weight * (torch.rand(shape) >= sparsity)
-        packed = sparse.pack(pruned[sparsity]).to(args.device)
-        limits[sparsity] = weight.nbytes / packed.nbytes
-        kernels[f"sparse {sparsity}"] = partial(multiply, packed)
+        packed[sparsity] = sparse.pack(pruned[sparsity]).to(args.device)
+        kernels[f"sparse {sparsity}"] = partial(multiply, packed[sparsity])
+    if on_cpu:
+        huge = on_huge_pages(weight)
+        kernels[HUGE] = lambda x: torch.nn.functional.linear(x, huge)
+        pages = {"torch": page_bytes(weight), HUGE: page_bytes(huge)}
+        pages["sparse"] = page_bytes(packed[args.sparsities[0]].values)
     results = []
     for rows in args.rows:
         x = torch.randn(rows, shape[1]).to(dtype).to(args.device)
         for sparsity in args.sparsities:
-            ours = kernels[f"sparse {sparsity}"](x).float().cpu()
-            exact = x.float().cpu() @ pruned[sparsity].float().t()
-            error = float((ours - exact).abs().max() / exact.abs().max())
-            if not error < 2e-2:
-                raise RuntimeError(f"{shape} at {sparsity}: wrong result, error {error}")
+            check(kernels[f"sparse {sparsity}"], x, pruned[sparsity], f"at {sparsity}")
         rounds = max(3, args.rounds if rows <= 8 else args.rounds * 8 // rows)
-        best = fastest(kernels, x, rounds, scratch)
+        taking_part = {name: kernels[name] for name in kernels if rows == 1 or name != HUGE}
+        best = fastest(taking_part, x, rounds, scratch)
         dense = {name: best[name] for name in dense_names}
         name = min(dense, key=lambda key: dense[key])
         for sparsity in args.sparsities:
-            ours_seconds = best[f"sparse {sparsity}"]
+            ours, limit = best[f"sparse {sparsity}"], weight.nbytes / packed[sparsity].nbytes
             results.append(
                 {
                     "shape": list(shape),
@@ -149,39 +192,58 @@ def measure_shape(shape: tuple[int, int], args: argparse.Namespace) -> list[dict
                     "sparsity": sparsity,
                     "dense_seconds": dense,
                     "best_dense": name,
-                    "sparse_seconds": ours_seconds,
-                    "ratio": dense[name] / ours_seconds,
-                    "limit": limits[sparsity],
-                    "gigabytes_per_second": weight.nbytes / limits[sparsity] / ours_seconds / 1e9,
+                    "huge_seconds": best.get(HUGE),
+                    "sparse_seconds": ours,
+                    "ratio": dense[name] / ours,
+                    "huge_ratio": best[HUGE] / ours if HUGE in best else None,
+                    "limit": limit,
+                    "gigabytes_per_second": weight.nbytes / limit / ours / 1e9,
+                    "page_bytes": pages,
                 }
             )
     return results
 
 
-def table(results: list[dict[str, Any]], markdown: bool) -> str:
-    """One line per shape and number of rows; times in microseconds, ratios to the best dense."""
+def cells(results: list[dict[str, Any]]) -> list[list[str]]:
+    """Return the head and a line per shape and number of rows; times in microseconds."""
     names = list(results[0]["dense_seconds"])
-    sparsities = sorted({result["sparsity"] for result in results})
-    head = ["out x in", "M", *names]
-    for sparsity in sparsities:
+    huge = any(result["huge_seconds"] is not None for result in results)
+    head = ["out x in", "M", *names, *([HUGE] if huge else [])]
+    for sparsity in sorted({result["sparsity"] for result in results}):
         limit = max(r["limit"] for r in results if r["sparsity"] == sparsity)
         head += [f"sparse {sparsity:.0%}", f"ratio (limit {limit:.2f})"]
-    lines = []
+        head += ["on huge pages"] if huge else []
+    lines = [head]
     for shape, rows in dict.fromkeys((tuple(r["shape"]), r["rows"]) for r in results):
         group = [r for r in results if tuple(r["shape"]) == shape and r["rows"] == rows]
+        seconds = [group[0]["dense_seconds"][name] for name in names]
+        seconds += [group[0]["huge_seconds"]] if huge else []
         line = ["x".join(map(str, shape)), str(rows)]
-        line += [f"{group[0]['dense_seconds'][name] * 1e6:.0f}" for name in names]
-        for result in group:
+        line += ["" if value is None else f"{value * 1e6:.0f}" for value in seconds]
+        for result in sorted(group, key=lambda result: result["sparsity"]):
             line += [f"{result['sparse_seconds'] * 1e6:.0f}", f"{result['ratio']:.2f}"]
+            if huge:
+                ratio = result["huge_ratio"]
+                line.append("" if ratio is None else f"{ratio:.2f}")
         lines.append(line)
+    return lines
+
+
+def table(results: list[dict[str, Any]], markdown: bool) -> str:
+    """Format times, ratios to the fastest dense kernel, and the pages of the weights."""
+    head, *lines = cells(results)
     if markdown:
         rule = ["---"] + ["---:"] * (len(head) - 1)
-        return "\n".join("| " + " | ".join(line) + " |" for line in [head, rule, *lines])
-    widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-        for line in [head, *lines]
-    )
+        text = "\n".join("| " + " | ".join(line) + " |" for line in [head, rule, *lines])
+    else:
+        widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
+        text = "\n".join(
+            "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+            for line in [head, *lines]
+        )
+    pages = results[0]["page_bytes"]
+    told = "; ".join(f"{name} {size >> 10} KB" for name, size in pages.items())
+    return text + (f"\n\nPages of the weights: {told}." if told else "")
 
 
 def machine() -> dict[str, Any]:
