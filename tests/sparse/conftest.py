@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -21,17 +23,35 @@ PREFIX = "emulated-"
 PATHS = [*native.paths(), *(PREFIX + name for name in KNOWN if name not in native.paths())]
 
 
-@pytest.fixture(scope="session")
-def emulated_library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """The native library with all paths, whatever this processor has: slow, but computes alike."""
-    library = tmp_path_factory.mktemp("emulated") / "emulated.so"
-    flags = ["-shared", "-fPIC", "-O1", "-fvisibility=hidden", "-Wno-psabi"]
-    stand_in = ["-DTAMP_EMULATED", f"-I{EMULATION}"]
-    sources = map(str, sorted(CSRC.glob("*.c")))
-    command = ["cc", *flags, *stand_in, *sources, "-o", str(library), "-lm"]
-    done = subprocess.run(command, capture_output=True, text=True)
+def run_compiler(*arguments: str) -> None:
+    """Run the C compiler; what it complains of is the error."""
+    done = subprocess.run(["cc", *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return native.load(library)
+
+
+@pytest.fixture(scope="session")
+def emulated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The native library with all paths, whatever this processor has: slow, but computes alike."""
+    folder = tmp_path_factory.mktemp("emulated")
+    flags = ["-fPIC", "-O1", "-fvisibility=hidden", "-Wno-psabi"]
+    stand_in = ["-DTAMP_EMULATED", f"-I{EMULATION}"]
+
+    def compiled(source: Path) -> str:
+        target = str(folder / f"{source.stem}.o")
+        run_compiler("-c", *flags, *stand_in, str(source), "-o", target)
+        return target
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compiled, sorted(CSRC.glob("*.c"))))
+    library = folder / "emulated.so"
+    run_compiler("-shared", *objects, "-o", str(library), "-lm")
+    return library
+
+
+@pytest.fixture(scope="session")
+def emulated_library(emulated_file: Path) -> ctypes.CDLL:
+    """That library, loaded."""
+    return native.load(emulated_file)
 
 
 @pytest.fixture

@@ -110,3 +110,26 @@ def test_without_the_native_library_a_forced_path_is_refused(unbuilt):
     code = "from tamp_modifier import sparse; sparse.backend()"
     result = run_python(code, cwd=unbuilt, TAMP_SPARSE_PATH="avx2")
     assert "TAMP_SPARSE_PATH is 'avx2', this machine supports torch (the native" in result.stderr
+
+
+BEHIND = """
+import ctypes, mmap, sys, torch
+from pathlib import Path
+from tamp_modifier import sparse
+from tamp_modifier.sparse import native
+native.use("avx512", library=native.load(Path(sys.argv[1])))
+memory = mmap.mmap(-1, 2 * mmap.PAGESIZE)
+pages = torch.frombuffer(memory, dtype=torch.uint8)
+protect = ctypes.CDLL(None).mprotect
+assert protect(ctypes.c_void_p(pages.data_ptr() + mmap.PAGESIZE), mmap.PAGESIZE, 0) == 0
+weight = pages[: mmap.PAGESIZE].view(torch.bfloat16)[-3 * 64 :].view(3, 64).fill_(1)
+assert torch.equal(sparse.unpack(sparse.pack(weight)), weight)
+print("read")
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs mprotect")
+def test_packing_reads_nothing_behind_a_weight(emulated_file):
+    """A block has four rows; this weight has three, and no memory may be read where it ends."""
+    result = run_python(BEHIND.replace("sys.argv[1]", repr(str(emulated_file))))
+    assert result.stdout.strip() == "read", result.stderr

@@ -45,6 +45,12 @@ def test_columns_in_chunks_and_sums_in_parts(path, dtype):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("rows, columns", [(7, 33000), (40, 11000)])
+def test_few_rows_of_more_columns_than_the_cache_holds(path, rows, columns):
+    check((37, columns), rows, torch.bfloat16, 0.5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.5, 0.9, 1.0])
 def test_all_numbers_of_rows(path, sparsity):
     for rows in range(1, 201):

@@ -46,14 +46,17 @@ static TARGET_AMX void prepare(const tamp_input *in, void *copy, int64_t begin, 
 
 static const tamp_layout pairs = {sizeof(uint16_t), strip, bytes, prepare};
 
-/* Up to MOST_GROUPS groups of rows of x: every tile of the weight is expanded in the level-1 cache, while
- * the one before it is multiplied with all of them. Tiles: 0 to 3 sums, 4 the weight, 5 to 7 x. */
+#define MOST_GROUPS 4 /* of 16 rows of x, in this kernel */
+
+/* Up to MOST_GROUPS groups of rows of x, which stay in the level-2 cache: every tile of the weight is
+ * expanded in the level-1 cache, while the one before it is multiplied with all of them. Tiles: 0 to 3
+ * sums, 4 the weight, 5 to 7 x. */
 static TARGET_AMX int multiply_few(const tamp_weight *w, const tamp_product *p, int64_t begin,
                                    int64_t end) {
     _Alignas(64) uint16_t dense[2][TILE_ENTRIES];
     _Alignas(64) float sums[MOST_GROUPS][TILE_SUMS];
     const int wide = is_wide(w), fp16 = p->dtype == DTYPE_FP16;
-    const int groups = (p->m + TILE_ROWS - 1) / TILE_ROWS;
+    const int groups = count_groups(p);
     const int64_t group = w->tiles * TILE_ENTRIES;
     for (int64_t block = begin; block < end; block += STRIP_BLOCKS) {
         tamp_strip s;
@@ -92,9 +95,10 @@ static TARGET_AMX int multiply_few(const tamp_weight *w, const tamp_product *p, 
 
 static TARGET_AMX int multiply_blocks(const tamp_weight *w, const tamp_product *p, int64_t begin,
                                       int64_t end) {
+    const int groups = count_groups(p);
+    const int few = groups <= MOST_GROUPS && groups * w->tiles <= X_BYTES / TILE_BYTES;
     configure_tiles();
-    const int status =
-        p->m > MOST_GROUPS * TILE_ROWS ? tamp_many_amx(w, p, begin, end) : multiply_few(w, p, begin, end);
+    const int status = few ? multiply_few(w, p, begin, end) : tamp_many_amx(w, p, begin, end);
     _tile_release();
     return status;
 }

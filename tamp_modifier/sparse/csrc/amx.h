@@ -15,7 +15,8 @@
 #define TILE_SUMS 256
 #define TILE_BYTES 1024
 #define STRIP_BLOCKS (TILE_ROWS / BLOCK_ROWS)
-#define MOST_GROUPS 4 /* groups of 16 rows of x that tamp_few_amx multiplies at once */
+/* Share of x in a level-2 cache of 2 MB, which all processors with AMX have. */
+#define X_BYTES (1 << 20)
 
 #define INLINE_AMX static inline TARGET_AMX __attribute__((always_inline))
 
@@ -197,7 +198,10 @@ INLINE_AMX int64_t rows_until(const tamp_weight *w, int64_t block, int64_t end) 
     return stop - block * BLOCK_ROWS;
 }
 
-/* More than MOST_GROUPS * 16 rows of x. */
+/* Groups of 16 rows of x. */
+INLINE_AMX int count_groups(const tamp_product *p) { return (p->m + TILE_ROWS - 1) / TILE_ROWS; }
+
+/* Any number of rows of x. */
 int tamp_many_amx(const tamp_weight *w, const tamp_product *p, int64_t begin, int64_t end);
 
 #endif

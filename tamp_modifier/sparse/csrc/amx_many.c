@@ -10,10 +10,9 @@
 
 #ifdef TAMP_AMX
 
-/* Shares of a level-2 cache of 2 MB, which all processors with AMX have. */
-#define X_BYTES (1 << 20)
+/* Shares of a level-2 cache of 2 MB, besides X_BYTES. */
 #define SUM_BYTES (256 << 10)
-#define MOST_CHUNK 128 /* tiles; two buffers of two strips are 512 KB then */
+#define MOST_CHUNK 64 /* tiles; two buffers of two strips are 256 KB then */
 #define MOST_STRIPS 64
 
 typedef struct {
@@ -129,12 +128,12 @@ static int64_t clamp(int64_t value, int64_t least, int64_t most) {
 }
 
 TARGET_AMX int tamp_many_amx(const tamp_weight *w, const tamp_product *p, int64_t begin, int64_t end) {
-    const int groups = (p->m + TILE_ROWS - 1) / TILE_ROWS;
-    const int64_t chunk =
-        clamp(X_BYTES / TILE_BYTES / groups, 1, w->tiles < MOST_CHUNK ? w->tiles : MOST_CHUNK);
-    const int64_t needed = (end - begin + STRIP_BLOCKS - 1) / STRIP_BLOCKS;
-    const int64_t strips = clamp(SUM_BYTES / TILE_BYTES / groups / 2 * 2, 2,
-                                 needed < MOST_STRIPS ? needed + needed % 2 : MOST_STRIPS);
+    const int groups = count_groups(p);
+    const int64_t most = clamp(X_BYTES / TILE_BYTES / groups, 1, MOST_CHUNK);
+    const int64_t chunks = (w->tiles + most - 1) / most, chunk = (w->tiles + chunks - 1) / chunks;
+    const int64_t needed = ((end - begin + STRIP_BLOCKS - 1) / STRIP_BLOCKS + 1) / 2;
+    const int64_t room = SUM_BYTES / TILE_BYTES / groups / 2; /* pairs of strips, as `needed` */
+    const int64_t strips = 2 * clamp(room, 1, needed < MOST_STRIPS / 2 ? needed : MOST_STRIPS / 2);
     char *scratch = malloc((size_t)(4 * chunk + strips * groups) * TILE_BYTES + 64);
     if (!scratch) return 2;
     uint16_t *dense = (uint16_t *)(((uintptr_t)scratch + 63) & ~(uintptr_t)63);
