@@ -110,8 +110,9 @@ typedef struct {
 INLINE_AMX int open_strip(const tamp_weight *w, tamp_strip *s, int64_t block, int64_t end) {
     for (int i = 0; i < STRIP_BLOCKS; i++) {
         const int64_t own = block + i < end ? block + i : end - 1;
-        const int64_t next = own + STRIP_BLOCKS < w->blocks ? own + STRIP_BLOCKS : own + 1;
         if (!block_is_safe(w, own)) return 0;
+        int64_t next = own + STRIP_BLOCKS; /* nobody has checked that one yet */
+        if (next >= w->blocks || w->offsets[next] < 0 || w->offsets[next] > w->kept) next = own + 1;
         s->mask[i] = mask_pairs(w, own);
         s->values[i] = block_values(w, own);
         s->stop[i] = (const char *)block_values(w, own + 1);
