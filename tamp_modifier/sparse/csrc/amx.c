@@ -46,40 +46,72 @@ static TARGET_AMX void prepare(const tamp_input *in, void *copy, int64_t begin, 
 
 static const tamp_layout pairs = {sizeof(uint16_t), strip, bytes, prepare};
 
+/* To nearest, ties to even; vcvtneps2bf16 would flush subnormals, integers do not. */
+INLINE_AMX __m256i bf16_of_sums(__m512 sums) {
+    const __m512i bits = _mm512_castps_si512(sums), upper = _mm512_srli_epi32(bits, 16);
+    const __m512i odd = _mm512_and_si512(upper, _mm512_set1_epi32(1));
+    const __m512i half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+    const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, half), 16);
+    const __mmask16 nan = _mm512_cmp_ps_mask(sums, sums, _CMP_UNORD_Q);
+    const __m512i quiet = _mm512_or_si512(upper, _mm512_set1_epi32(0x40));
+    return _mm512_cvtepi32_epi16(_mm512_mask_blend_epi32(nan, rounded, quiet));
+}
+
+/* See tamp_tiles. */
+static TARGET_AMX void store_tile(const void *product, int64_t row, int64_t rows, int first,
+                                  const void *sums) {
+    const tamp_product *p = product;
+    const __mmask16 inside = (__mmask16)(rows < TILE_ROWS ? (1u << rows) - 1 : 0xffff);
+    const __m512 bias = p->bias ? _mm512_maskz_loadu_ps(inside, p->bias + row) : _mm512_setzero_ps();
+    uint16_t *y = (uint16_t *)p->y + first * p->ldy + row;
+    __m512i v[TILE_ROWS];
+#pragma GCC unroll 16
+    for (int i = 0; i < TILE_ROWS; i++) v[i] = _mm512_loadu_si512((const float *)sums + i * TILE_ROWS);
+    transpose16(v);
+#pragma GCC unroll 16
+    for (int i = 0; i < TILE_ROWS; i++) {
+        if (first + i >= p->m) break;
+        __m512 sum = _mm512_castsi512_ps(v[i]);
+        if (p->bias) sum = _mm512_add_ps(sum, bias);
+        const __m256i result = p->dtype == DTYPE_FP16
+                                   ? _mm512_cvtps_ph(sum, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
+                                   : bf16_of_sums(sum);
+        _mm256_mask_storeu_epi16(y + i * p->ldy, inside, result);
+    }
+}
+
 #define MOST_GROUPS 4 /* of 16 rows of x, in this kernel */
 
 /* Up to MOST_GROUPS groups of rows of x, which stay in the level-2 cache: every tile of the weight is
  * expanded in the level-1 cache, while the one before it is multiplied with all of them. Tiles: 0 to 3
  * sums, 4 the weight, 5 to 7 x. */
-static TARGET_AMX int multiply_few(const tamp_weight *w, const tamp_product *p, int64_t begin,
-                                   int64_t end) {
+static TARGET_AMX int multiply_few(const tamp_weight *w, const tamp_tiles *p, int64_t begin, int64_t end) {
     _Alignas(64) uint16_t dense[2][TILE_ENTRIES];
     _Alignas(64) float sums[MOST_GROUPS][TILE_SUMS];
-    const int wide = is_wide(w), fp16 = p->dtype == DTYPE_FP16;
-    const int groups = count_groups(p);
-    const int64_t group = w->tiles * TILE_ENTRIES;
+    const int wide = is_wide(w), kind = p->kind, groups = count_groups(p);
+    const int64_t tiles = count_tiles(w, kind), group = tiles * TILE_ENTRIES;
     for (int64_t block = begin; block < end; block += STRIP_BLOCKS) {
         tamp_strip s;
-        if (!open_strip(w, &s, block, end)) return 1;
+        if (!open_strip(w, kind, &s, block, end)) return 1;
         CLEAR_SUMS();
-        expand_tile(&s, wide, dense[0]);
+        expand_tile(&s, wide, kind, dense[0]);
         const uint16_t *x = p->x;
-        for (int64_t tile = 0; tile < w->tiles; tile++, x += TILE_ENTRIES) {
-            if (tile + 1 < w->tiles) expand_tile(&s, wide, dense[(tile + 1) & 1]);
+        for (int64_t tile = 0; tile < tiles; tile++, x += TILE_ENTRIES) {
+            if (tile + 1 < tiles) expand_tile(&s, wide, kind, dense[(tile + 1) & 1]);
             TILE_LOAD(4, dense[tile & 1]);
             TILE_LOAD(5, x);
-            TILE_MULTIPLY(fp16, 0, 4, 5);
+            TILE_MULTIPLY(kind, 0, 4, 5);
             if (groups > 1) {
                 TILE_LOAD(6, x + group);
-                TILE_MULTIPLY(fp16, 1, 4, 6);
+                TILE_MULTIPLY(kind, 1, 4, 6);
             }
             if (groups > 2) {
                 TILE_LOAD(7, x + 2 * group);
-                TILE_MULTIPLY(fp16, 2, 4, 7);
+                TILE_MULTIPLY(kind, 2, 4, 7);
             }
             if (groups > 3) {
                 TILE_LOAD(5, x + 3 * group);
-                TILE_MULTIPLY(fp16, 3, 4, 5);
+                TILE_MULTIPLY(kind, 3, 4, 5);
             }
         }
         if (!strip_is_read(&s)) return 1;
@@ -88,19 +120,24 @@ static TARGET_AMX int multiply_few(const tamp_weight *w, const tamp_product *p, 
         if (groups > 2) TILE_STORE(2, sums[2]);
         if (groups > 3) TILE_STORE(3, sums[3]);
         const int64_t rows = rows_until(w, block, end);
-        for (int g = 0; g < groups; g++) store_tile(p, block * BLOCK_ROWS, rows, g * TILE_ROWS, sums[g]);
+        for (int g = 0; g < groups; g++)
+            p->store(p->product, block * BLOCK_ROWS, rows, g * TILE_ROWS, sums[g]);
     }
     return 0;
 }
 
-static TARGET_AMX int multiply_blocks(const tamp_weight *w, const tamp_product *p, int64_t begin,
-                                      int64_t end) {
+TARGET_AMX int tamp_multiply_tiles(const tamp_weight *w, const tamp_tiles *p, int64_t begin, int64_t end) {
     const int groups = count_groups(p);
-    const int few = groups <= MOST_GROUPS && groups * w->tiles <= X_BYTES / TILE_BYTES;
+    const int few = groups <= MOST_GROUPS && groups * count_tiles(w, p->kind) <= X_BYTES / TILE_BYTES;
     configure_tiles();
     const int status = few ? multiply_few(w, p, begin, end) : tamp_many_amx(w, p, begin, end);
     _tile_release();
     return status;
+}
+
+static int multiply_blocks(const tamp_weight *w, const tamp_product *p, int64_t begin, int64_t end) {
+    const tamp_tiles tiles = {p->x, p->m, p->dtype, p, store_tile};
+    return tamp_multiply_tiles(w, &tiles, begin, end);
 }
 
 #ifdef TAMP_EMULATED

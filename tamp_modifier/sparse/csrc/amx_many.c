@@ -17,9 +17,9 @@
 
 typedef struct {
     const tamp_weight *weight;
-    const tamp_product *product;
-    int groups, strips, wide, fp16; /* groups of rows of x; strips at once, an even number */
-    int64_t chunk;                  /* tiles */
+    const tamp_tiles *product;
+    int groups, strips, wide, kind; /* groups of rows of x; strips at once, an even number */
+    int64_t tiles, chunk;           /* of a strip; at once */
     uint16_t *dense[2];             /* [2, chunk] tiles each */
     float *sums;                    /* [strips, groups] tiles */
 } many_task;
@@ -32,9 +32,9 @@ typedef struct {
     uint16_t *to;
 } expansion;
 
-INLINE_AMX void expand_next(expansion *e, const int wide) {
+INLINE_AMX void expand_next(expansion *e, const int wide, const int kind) {
     if (!e->strips) return;
-    expand_tile(e->strip, wide, e->to);
+    expand_tile(e->strip, wide, kind, e->to);
     e->to += TILE_ENTRIES;
     if (--e->left) return;
     e->strip++, e->strips--;
@@ -45,7 +45,7 @@ INLINE_AMX void expand_next(expansion *e, const int wide) {
  * lie from one strip to the next. Tiles: 0 to 3 sums, 4 and 5 the weight, 6 and 7 x. */
 static TARGET_AMX void multiply_chunk(const uint16_t *dense, const uint16_t *x, int64_t group,
                                       int64_t tiles, int two_strips, int two_groups, int first, int wide,
-                                      int fp16, expansion *next, float *sums, int64_t strip_sums) {
+                                      int kind, expansion *next, float *sums, int64_t strip_sums) {
     const uint16_t *second = dense + tiles * TILE_ENTRIES;
     float *second_sums = sums + strip_sums;
     CLEAR_SUMS();
@@ -57,18 +57,18 @@ static TARGET_AMX void multiply_chunk(const uint16_t *dense, const uint16_t *x, 
     }
     for (int64_t tile = 0; tile < tiles; tile++) {
         const int64_t at = tile * TILE_ENTRIES;
-        expand_next(next, wide);
+        expand_next(next, wide, kind);
         TILE_LOAD(4, dense + at);
         TILE_LOAD(6, x + at);
-        TILE_MULTIPLY(fp16, 0, 4, 6);
+        TILE_MULTIPLY(kind, 0, 4, 6);
         if (two_groups) {
             TILE_LOAD(7, x + group + at);
-            TILE_MULTIPLY(fp16, 1, 4, 7);
+            TILE_MULTIPLY(kind, 1, 4, 7);
         }
         if (two_strips) {
             TILE_LOAD(5, second + at);
-            TILE_MULTIPLY(fp16, 2, 5, 6);
-            if (two_groups) TILE_MULTIPLY(fp16, 3, 5, 7);
+            TILE_MULTIPLY(kind, 2, 5, 6);
+            if (two_groups) TILE_MULTIPLY(kind, 3, 5, 7);
         }
     }
     TILE_STORE(0, sums);
@@ -81,17 +81,19 @@ static TARGET_AMX void multiply_chunk(const uint16_t *dense, const uint16_t *x, 
  * steps go through all strips before the next chunk, so that the chunk of x stays where it is. */
 static TARGET_AMX int multiply_strips(const many_task *t, int64_t begin, int64_t end) {
     const tamp_weight *w = t->weight;
+    const tamp_tiles *p = t->product;
     const int strips = (int)((end - begin + STRIP_BLOCKS - 1) / STRIP_BLOCKS), pairs = (strips + 1) / 2;
-    const int64_t group = w->tiles * TILE_ENTRIES, strip_sums = t->groups * TILE_SUMS;
-    const int64_t steps = (w->tiles + t->chunk - 1) / t->chunk * pairs;
+    const int64_t group = t->tiles * TILE_ENTRIES, strip_sums = t->groups * TILE_SUMS;
+    const int64_t steps = (t->tiles + t->chunk - 1) / t->chunk * pairs;
     tamp_strip open[MOST_STRIPS];
     for (int i = 0; i < strips; i++)
-        if (!open_strip(w, &open[i], begin + i * STRIP_BLOCKS, end)) return 1;
+        if (!open_strip(w, t->kind, &open[i], begin + i * STRIP_BLOCKS, end)) return 1;
     expansion next = {.strips = 0};
     for (int64_t step = -1; step < steps; step++) {
-        while (next.strips) expand_next(&next, t->wide); /* what found no place in the step before */
+        while (next.strips)
+            expand_next(&next, t->wide, t->kind); /* what found no place in the step before */
         if (step + 1 < steps) {
-            const int64_t first = (step + 1) / pairs * t->chunk, left = w->tiles - first;
+            const int64_t first = (step + 1) / pairs * t->chunk, left = t->tiles - first;
             const int strip = (int)((step + 1) % pairs) * 2;
             next.tiles = next.left = left < t->chunk ? left : t->chunk;
             next.strip = &open[strip];
@@ -99,22 +101,22 @@ static TARGET_AMX int multiply_strips(const many_task *t, int64_t begin, int64_t
             next.to = t->dense[(step + 1) & 1];
         }
         if (step < 0) continue;
-        const int64_t first = step / pairs * t->chunk, left = w->tiles - first;
+        const int64_t first = step / pairs * t->chunk, left = t->tiles - first;
         const int64_t tiles = left < t->chunk ? left : t->chunk;
         const int strip = (int)(step % pairs) * 2, here = strips - strip < 2 ? 1 : 2;
-        const uint16_t *x = (const uint16_t *)t->product->x + first * TILE_ENTRIES;
+        const uint16_t *x = (const uint16_t *)p->x + first * TILE_ENTRIES;
         for (int g = 0; g < t->groups; g += 2) {
             float *sums = t->sums + strip * strip_sums + g * TILE_SUMS;
             const int two_groups = g + 1 < t->groups;
             multiply_chunk(t->dense[step & 1], x + g * group, group, tiles, here == 2, two_groups,
-                           first == 0, t->wide, t->fp16, &next, sums, strip_sums);
+                           first == 0, t->wide, t->kind, &next, sums, strip_sums);
             if (left > t->chunk) continue;
             for (int s = 0; s < here; s++) {
                 const int64_t block = begin + (strip + s) * STRIP_BLOCKS;
                 const int64_t rows = rows_until(w, block, end), row = block * BLOCK_ROWS;
                 const float *at = sums + s * strip_sums;
-                store_tile(t->product, row, rows, g * TILE_ROWS, at);
-                if (two_groups) store_tile(t->product, row, rows, (g + 1) * TILE_ROWS, at + TILE_SUMS);
+                p->store(p->product, row, rows, g * TILE_ROWS, at);
+                if (two_groups) p->store(p->product, row, rows, (g + 1) * TILE_ROWS, at + TILE_SUMS);
             }
         }
     }
@@ -127,10 +129,11 @@ static int64_t clamp(int64_t value, int64_t least, int64_t most) {
     return value < least ? least : value > most ? most : value;
 }
 
-TARGET_AMX int tamp_many_amx(const tamp_weight *w, const tamp_product *p, int64_t begin, int64_t end) {
+TARGET_AMX int tamp_many_amx(const tamp_weight *w, const tamp_tiles *p, int64_t begin, int64_t end) {
     const int groups = count_groups(p);
+    const int64_t tiles = count_tiles(w, p->kind);
     const int64_t most = clamp(X_BYTES / TILE_BYTES / groups, 1, MOST_CHUNK);
-    const int64_t chunks = (w->tiles + most - 1) / most, chunk = (w->tiles + chunks - 1) / chunks;
+    const int64_t chunks = (tiles + most - 1) / most, chunk = (tiles + chunks - 1) / chunks;
     const int64_t needed = ((end - begin + STRIP_BLOCKS - 1) / STRIP_BLOCKS + 1) / 2;
     const int64_t room = SUM_BYTES / TILE_BYTES / groups / 2; /* pairs of strips, as `needed` */
     const int64_t strips = 2 * clamp(room, 1, needed < MOST_STRIPS / 2 ? needed : MOST_STRIPS / 2);
@@ -144,7 +147,8 @@ TARGET_AMX int tamp_many_amx(const tamp_weight *w, const tamp_product *p, int64_
         .groups = groups,
         .strips = (int)strips,
         .wide = is_wide(w),
-        .fp16 = p->dtype == DTYPE_FP16,
+        .kind = p->kind,
+        .tiles = tiles,
         .chunk = chunk,
         .dense = {dense, other},
         .sums = (float *)sums,
