@@ -6,6 +6,7 @@ Needs torch and nothing else of this package.
 from __future__ import annotations
 
 from tamp_modifier.sparse.format import PackedWeight
+from tamp_modifier.sparse.int8 import linear_int8, row_sums
 from tamp_modifier.sparse.native import backend
 from tamp_modifier.sparse.ops import linear
 from tamp_modifier.sparse.packing import col_slice, pack, row_slice, unpack
@@ -27,8 +28,10 @@ __all__ = [
     "col_slice",
     "from_tensors",
     "linear",
+    "linear_int8",
     "pack",
     "row_slice",
+    "row_sums",
     "to_tensors",
     "unpack",
     "validate",

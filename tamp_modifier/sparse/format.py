@@ -31,7 +31,7 @@ STORAGE_DTYPES = {
     torch.float8_e5m2: torch.int8,
     torch.int8: torch.int8,
 }
-# The dtypes that `linear` multiplies; the others can only be packed and unpacked.
+# The dtypes that `linear` multiplies, besides int8 in `linear_int8`; fp8 can only be packed.
 COMPUTE_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 

@@ -41,6 +41,14 @@ _SIGNATURES = {
         _int,
         [_pointer, _int64, _int64, _int] + [_pointer] * 3 + [_int64] * 3 + [_pointer] * 2,
     ),
+    "tamp_row_sums": (_int, [_pointer] * 3 + [_int64] * 3 + [_pointer]),
+    "tamp_linear_int8": (
+        _int,
+        [_pointer, _int64, _int64, _pointer, _pointer, _int64]
+        + [_pointer] * 3
+        + [_int64] * 3
+        + [_pointer, _int64, _pointer, _pointer, _int, _pointer],
+    ),
 }
 
 
@@ -268,7 +276,77 @@ def linear(
         0 if bias is None else bias.data_ptr(),
         out.data_ptr(),
     )
+    _raise_for(status)
+
+
+def row_sums(
+    mask: Tensor, values: Tensor, offsets: Tensor, kept: int, columns: int, sums: Tensor
+) -> None:
+    """Write the sum of each row of a packed int8 weight to `sums`, int32 ``[out]``.
+
+    Raises:
+        RuntimeError: mask and offsets disagree.
+    """
+    _raise_for(
+        _get().tamp_row_sums(
+            mask.data_ptr(),
+            values.data_ptr(),
+            offsets.data_ptr(),
+            kept,
+            sums.shape[0],
+            columns,
+            sums.data_ptr(),
+        )
+    )
+
+
+def linear_int8(
+    x: Tensor,
+    x_scale: Tensor,
+    x_zero: Tensor | None,
+    mask: Tensor,
+    values: Tensor,
+    offsets: Tensor,
+    kept: int,
+    weight_scale: Tensor,
+    sums: Tensor,
+    out: Tensor,
+    bias: Tensor | None,
+) -> None:
+    """Write the product of int8 `x` ``[rows, in]`` to `out` ``[rows, out]``; all are contiguous.
+
+    Scales and zero points have one entry, or one a row (of `x`, of the weight).
+
+    Raises:
+        MemoryError: no room for the scratch copy of `x`.
+        RuntimeError: mask and offsets disagree.
+    """
+    _raise_for(
+        _get().tamp_linear_int8(
+            x.data_ptr(),
+            x.shape[0],
+            x.shape[1],
+            x_scale.data_ptr(),
+            0 if x_zero is None else x_zero.data_ptr(),
+            int(x_scale.numel() > 1),
+            mask.data_ptr(),
+            values.data_ptr(),
+            offsets.data_ptr(),
+            kept,
+            out.shape[1],
+            x.shape[1],
+            weight_scale.data_ptr(),
+            int(weight_scale.numel() > 1),
+            sums.data_ptr(),
+            0 if bias is None else bias.data_ptr(),
+            _DTYPES[out.dtype],
+            out.data_ptr(),
+        )
+    )
+
+
+def _raise_for(status: int) -> None:
     if status == 2:
-        raise MemoryError("no memory for the scratch of sparse_linear")
+        raise MemoryError("no memory for the scratch copy of x")
     if status:
         raise RuntimeError("the sparse weight is corrupt: its mask and offsets disagree")

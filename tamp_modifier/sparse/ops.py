@@ -37,6 +37,19 @@ def _check(
         raise ValueError(
             f"x has dtype {x.dtype} and the weight {values.dtype}; both must be one of {allowed}"
         )
+    check_fit(x, mask, values, offsets, out_features)
+    if bias is not None and (bias.shape != (out_features,) or bias.dtype != x.dtype):
+        raise ValueError(
+            f"bias must be {x.dtype} [{out_features}], got {bias.dtype} {tuple(bias.shape)}"
+        )
+
+
+def check_fit(x: Tensor, mask: Tensor, values: Tensor, offsets: Tensor, out_features: int) -> None:
+    """Check shapes and devices of `x` and the tensors of a packed weight, whatever their dtypes.
+
+    Raises:
+        ValueError: they do not fit each other.
+    """
     if x.dim() == 0:
         raise ValueError("x must have at least one dimension")
     expected = mask_shape((out_features, x.shape[-1]))
@@ -54,10 +67,6 @@ def _check(
     device = x.device
     if not (mask.device == values.device == offsets.device == device):
         raise ValueError(f"x is on {device}, the weight on {values.device}; both must be on one")
-    if bias is not None and (bias.shape != (out_features,) or bias.dtype != x.dtype):
-        raise ValueError(
-            f"bias must be {x.dtype} [{out_features}], got {bias.dtype} {tuple(bias.shape)}"
-        )
 
 
 def _expanded_linear(

@@ -1,6 +1,6 @@
 /* AVX2, FMA and F16C, computing in fp32. There is no expand instruction here: a table turns 8 mask bits
  * into the shuffle that puts 8 packed values in their places. */
-#include "tamp_sparse.h"
+#include "tamp_int8.h"
 
 #ifdef TAMP_X86
 #include <immintrin.h>
@@ -114,9 +114,11 @@ static int supported(void) {
 const tamp_path tamp_path_avx2 = {
     .name = "avx2",
     .supported = supported,
+    .base = &tamp_path_portable,
     .kernel = multiply_blocks,
     .layout = &tamp_fp32_rows,
     .most_rows = 8,
+    .int8 = &tamp_int8_avx2,
 };
 #else
 TAMP_ABSENT_PATH(avx2);

@@ -1,6 +1,6 @@
 /* AVX-512 with VBMI2, computing in fp32: fp16 and fp32 weights everywhere, bf16 weights where the CPU
  * has no AVX-512 BF16. A mask word expands 32 packed values, which become two registers of fp32. */
-#include "tamp_sparse.h"
+#include "tamp_int8.h"
 
 #ifdef TAMP_X86
 #include <immintrin.h>
@@ -106,10 +106,13 @@ static int supported(void) {
 const tamp_path tamp_path_avx512 = {
     .name = "avx512",
     .supported = supported,
+    .base = &tamp_path_avx2,
     .kernel = multiply_blocks,
     .layout = &tamp_fp32_rows,
     .most_rows = 64, /* measured on Zen 4: up to there it keeps pace with torch's dense product */
     .moves = &tamp_moves_avx512,
+    .int8 = &tamp_int8_avx512vnni,
+
 };
 #else
 TAMP_ABSENT_PATH(avx512);

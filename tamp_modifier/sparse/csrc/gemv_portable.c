@@ -1,5 +1,5 @@
 /* Plain C: expands one tile of a row at a time. Correct everywhere, fast nowhere. */
-#include "tamp_sparse.h"
+#include "tamp_int8.h"
 
 static const char *expand(uint32_t mask, const char *values, int dtype, float *dense) {
     for (int c = 0; c < TILE_COLUMNS; c++) dense[c] = 0.0f;
@@ -57,4 +57,5 @@ const tamp_path tamp_path_portable = {
     .kernel = multiply_blocks,
     .layout = &tamp_fp32_rows,
     .most_rows = 8,
+    .int8 = &tamp_int8_portable,
 };

@@ -108,6 +108,8 @@ typedef struct tamp_path {
     const tamp_layout *layout;
     int64_t most_rows;       /* rows of x up to which this beats a dense product with the expanded weight */
     const tamp_moves *moves; /* NULL: plain C */
+    /* Products with packed int8 weights, see tamp_int8.h; NULL: as `base` does them. */
+    const struct tamp_int8 *int8;
 } tamp_path;
 
 /* All paths, best first: unless one is forced, the first that this machine supports is used. A new path is

@@ -30,6 +30,10 @@ EMULATED __m256 _mm256_blendv_ps(__m256 x, __m256 y, __m256 choice) {
     for (int i = 0; i < 8; i++) x[i] = ((i32_32)choice)[i] < 0 ? y[i] : x[i];
     return x;
 }
+EMULATED __m128i _mm_blendv_epi8(__m128i x, __m128i y, __m128i choice) {
+    const i8_16 k = (i8_16)choice;
+    return (__m128i)(((i8_16)x & ~(k >> 7)) | ((i8_16)y & (k >> 7)));
+}
 EMULATED __m256i _mm256_blendv_epi8(__m256i x, __m256i y, __m256i choice) {
     const i8_32 k = (i8_32)choice < 0;
     return (__m256i)(((i8_32)y & k) | ((i8_32)x & ~k));
@@ -84,6 +88,24 @@ EACH(emulated_cvtps_ph_512, __m256i, u16_32, __m512, f32_64, emulated_to_fp16(a[
 EACH(emulated_cvtps_ph_256, __m128i, u16_16, __m256, f32_32, emulated_to_fp16(a[i]))
 #define _mm512_cvtps_ph(X, ROUNDING) emulated_cvtps_ph_512(X)
 #define _mm256_cvtps_ph(X, ROUNDING) emulated_cvtps_ph_256(X)
+EMULATED __m128i emulated_cvtps_ph_128(__m128 x) {
+    u16_16 to = {0};
+    for (int i = 0; i < 4; i++) to[i] = emulated_to_fp16(x[i]);
+    return (__m128i)to;
+}
+#define _mm_cvtps_ph(X, ROUNDING) emulated_cvtps_ph_128(X)
+
+/* Doubles. */
+EACH(_mm256_cvtepi32_pd, __m256d, f64_32, __m128i, i32_16, a[i])
+EACH(_mm256_cvtpd_ps, __m128, f32_16, __m256d, f64_32, (float)a[i])
+SET1(_mm256_set1_pd, __m256d, f64_32, double)
+BINARY(_mm256_sub_pd, __m256d, f64_32, a - b)
+BINARY(_mm256_mul_pd, __m256d, f64_32, a *b)
+EMULATED __m128 _mm_cmpunord_ps(__m128 x, __m128 y) {
+    i32_16 to;
+    for (int i = 0; i < 4; i++) to[i] = -(isnan(x[i]) || isnan(y[i]));
+    return (__m128)to;
+}
 EACH2(_mm_packus_epi32, __m128i, u16_16, __m128i, __m128i, i32_16, i32_16,
       (uint16_t)CLAMP((i < 4 ? a : b)[i % 4], 0, 65535))
 
