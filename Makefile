@@ -155,6 +155,10 @@ bench-kernels: $(SERVE_STAMP) ## one Linear: the sparse kernel against torch, on
 	@PYTHONPATH="$(CURDIR)/$(ZENTORCH)$${PYTHONPATH:+:$$PYTHONPATH}" \
 	  $(SERVE_BIN)/python benchmarks/kernels.py --output output/bench-kernels.json $(ARGS)
 
+.PHONY: bench-kernels-int8
+bench-kernels-int8: $(SERVE_STAMP) ## one INT8 Linear: the sparse kernel against vLLM's oneDNN and torch
+	@$(SERVE_BIN)/python -m benchmarks.int8_kernels --output output/bench-kernels-int8.json $(ARGS)
+
 .PHONY: bench-serving
 bench-serving: $(SERVE_STAMP) ## memory and speed of vLLM, dense against sparse
 	@$(SERVE_BIN)/python -m benchmarks.serving --output output/bench-serving.json
