@@ -7,6 +7,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+STRIP = 512
+"""Columns of a symmetric matrix that are computed at once: few enough to save almost half of it,
+enough for the product to be a fast one."""
+
 
 class NonFiniteError(ValueError):
     """Activations that are NaN or infinite."""
@@ -114,11 +118,11 @@ class Hessian:
         sums, totals = self.sums(inputs.device)
         vectors = inputs.to(sums)
         if weights is None:
-            sums.addmm_(vectors.T, vectors)
+            _add_products(sums, vectors, vectors)
             totals += len(vectors)
         else:
             weights = weights.to(vectors)
-            sums.addmm_(vectors.T * weights, vectors)
+            _add_products(sums, vectors * weights[:, None], vectors)
             exact = weights.double()
             totals += torch.stack((exact.sum(), exact.square().sum()))
         self.tokens += inputs.shape[0]
@@ -134,8 +138,8 @@ class Hessian:
         return self._sums is None or bool(torch.isfinite(self._sums.diagonal()).all())
 
     def sums(self, device: torch.device | str) -> list[Tensor]:
-        """Return the sum of x x^T, fp32 [in_features, in_features], and those of weights and
-        squares.
+        """Return the sum of x x^T, fp32 [in_features, in_features] with some of its lower half left
+        out, and those of weights and squares.
         """
         if self._sums is None or self._weights is None:
             size = (self.in_features, self.in_features)
@@ -155,7 +159,17 @@ class Hessian:
         if not self.is_finite():
             raise NonFiniteError("activation statistics are not finite")
         sums, self._sums = self._sums, None
+        for start in range(0, self.in_features, STRIP):
+            end = start + STRIP
+            sums[end:, start:end] = sums[start:end, end:].T
         return sums.div_(self._weights[0].to(sums))
+
+
+def _add_products(sums: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add left^T right, which is symmetric, without what lies below the diagonal's blocks."""
+    for start in range(0, len(sums), STRIP):
+        strip = left[:, start : start + STRIP].T
+        sums[start : start + STRIP, start:].addmm_(strip, right[:, start:])
 
 
 class TokenCount:
