@@ -19,6 +19,7 @@ from torch import Tensor
 __all__ = [
     "apply_mask",
     "has_structure",
+    "keep_largest",
     "magnitude_mask",
     "parse_mask_structure",
     "pruned_columns",
@@ -107,9 +108,18 @@ def _mask(metric: Tensor, sparsity: float, mask_structure: str) -> Tensor:
         raise ValueError("weights or row scalars are not finite, or row scalars are negative")
     if not prune_m:
         return _keep_largest(metric, pruned_columns(columns, sparsity))
-    groups = metric.reshape(-1, prune_m)
-    keep = _keep_largest if prune_m > MAX_RANKED_GROUP else _keep_largest_by_rank
-    return keep(groups, prune_n).view(rows, columns)
+    return keep_largest(metric.reshape(-1, prune_m), prune_n).view(rows, columns)
+
+
+def keep_largest(metric: Tensor, pruned: int) -> Tensor:
+    """Mask [rows, columns] (True = keep) without the `pruned` smallest of each row.
+
+    Args:
+        metric: [rows, columns], no NaN.
+        pruned: from 0 to the number of columns; of equal ones the first go.
+    """
+    short = metric.shape[1] <= MAX_RANKED_GROUP
+    return (_keep_largest_by_rank if short else _keep_largest)(metric, pruned)
 
 
 def _keep_largest(metric: Tensor, pruned: int) -> Tensor:

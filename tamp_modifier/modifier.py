@@ -41,7 +41,7 @@ from tamp_modifier.zeros.keep import guard_zeros, refuse_lost_zeros, watch_zeros
 
 __all__ = ["TAMPModifier"]
 
-_NUMBERS = ("sparsity", "allocation", "max_sparsity", "score_options")
+_NUMBERS = ("sparsity", "allocation", "max_sparsity")
 
 
 class TAMPModifier(Modifier):
@@ -111,11 +111,13 @@ class TAMPModifier(Modifier):
         max_sparsity: cap of a single Linear, 1 at most; by default ``sparsity + 0.1`` for das and
             das_numel, and 1 for the others. With "N:M" it is N / M; with "n:M" the default is
             rounded up to whole Ns.
-        score: "wanda", "sparsegpt" (llm-compressor's solver on the Hessian of the selected tokens;
-            changes the weights that stay) or "magnitude" (looks at no token, so ``selection`` is
-            not used).
-        score_options: numbers of the score by name. sparsegpt: damping (0.05), refit (0;
-            steps of conjugate gradients that fit the weights that stay).
+        score: "wanda", "magnitude" (looks at no token, so ``selection`` is not used), or one that
+            changes the weights that stay, from the Hessian of the selected tokens: "sparsegpt",
+            "obs" (w^2 / [H^-1]_jj within each row) or "wanda_refit" (Wanda's mask).
+        score_options: options of the score by name. sparsegpt, obs and wanda_refit: damping (0.05)
+            and refit (0 for sparsegpt, 8 for the others; steps of conjugate gradients that fit the
+            weights that stay); sparsegpt: by_row (False; compare within each row of a block of
+            columns, not over all rows of it).
         targets: class names, matched inside the text decoder only, or module names or "re:"
             patterns, matched anywhere.
         ignore: what is left alone, in the same form. The output head and routers always are;
@@ -170,7 +172,7 @@ class TAMPModifier(Modifier):
     selection_options: dict[str, bool | float] = Field(default_factory=dict)
     max_sparsity: float | None = None
     score: str = "wanda"
-    score_options: dict[str, float] = Field(default_factory=dict)
+    score_options: dict[str, bool | float] = Field(default_factory=dict)
     targets: str | list[str] = Field(default_factory=lambda: ["Linear"])
     ignore: str | list[str] = Field(default_factory=list)
     sequential_targets: str | list[str] | None = None

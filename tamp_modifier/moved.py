@@ -56,7 +56,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "sparse.files": ("checkpoint.files", "checkpoint.integrity", "messages"),
     "sparse.inspection": ("checkpoint.inspection", "checkpoint.served", "architectures"),
     "sparse.safetensors_writer": ("checkpoint.writer",),
-    "sparsegpt": ("scores.sparsegpt",),
+    "sparsegpt": ("scores.sparsegpt", "scores.hessian", "scores.damping"),
     "steps": ("allocation.nearest",),
     "targets": ("calibration.targets", "pruning.checks"),
     "tracing": ("upstream.tracing",),

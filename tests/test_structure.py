@@ -16,8 +16,7 @@ MOST_TOP_FILES = 16
 
 PURE = {"tokens", "diversity", "statistics", "masks", "permutation"}
 """The pure steps: modules at the top."""
-PURE_ROOMS = {"selection", "allocation"}
-"""Joins them when it has a solver of its own: scores."""
+PURE_ROOMS = {"selection", "allocation", "scores"}
 LLM_COMPRESSOR = {"llmcompressor", "compressed_tensors"}
 
 Edges = dict[str, dict[str, int]]

@@ -30,7 +30,7 @@ class Score(ABC):
     name: ClassVar[str]
     needs_tokens: ClassVar[bool] = True
     keeps_weights: ClassVar[bool] = True
-    by_row: ClassVar[bool] = True
+    by_row: bool = True
 
     @abstractmethod
     def statistics(self, in_features: int) -> Statistics:

@@ -6,10 +6,13 @@ from typing import Any
 
 from tamp_modifier.options import with_options
 from tamp_modifier.scores.base import Score
+from tamp_modifier.scores.refitted import OBS, WandaRefit
 from tamp_modifier.scores.rowwise import Magnitude, Wanda
 from tamp_modifier.scores.sparsegpt import SparseGPT
 
-SCORES: dict[str, Score] = {score.name: score for score in (Wanda(), SparseGPT(), Magnitude())}
+SCORES: dict[str, Score] = {
+    score.name: score for score in (Wanda(), SparseGPT(), Magnitude(), OBS(), WandaRefit())
+}
 
 
 def get_score(name: str, **options: Any) -> Score:

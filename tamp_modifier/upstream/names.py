@@ -134,9 +134,6 @@ _REACHED: tuple[Name, ...] = (
     _llm(_QUANTIZATION, "resolved_targets", "", why="whether a recipe quantizes experts"),
     _llm(_QUANTIZATION, "resolved_config", "", why="how a recipe quantizes experts"),
     _llm(_QUANTIZATION, "ignore", "", why="whether a recipe quantizes experts"),
-    _llm("llmcompressor.modifiers.pruning.sparsegpt.sgpt_sparsify", "sparsify_weight",
-         "(*, module, hessians_dict, sparsity, prune_n, prune_m, block_size, dampening_frac, "
-         "preserve_sparsity_mask)", why="the solver of score sparsegpt"),
     _llm("llmcompressor.utils.dev", "get_main_device", "()", why="the plan tells the device"),
 )
 

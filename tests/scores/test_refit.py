@@ -8,8 +8,9 @@ import torch
 from tamp_modifier.masks import has_structure
 from tamp_modifier.scores import get_score
 from tamp_modifier.scores import refit as refitting
+from tamp_modifier.scores.damping import damp
 from tamp_modifier.scores.refit import product_dtype, refit
-from tamp_modifier.scores.sparsegpt import damp, sparsegpt_weight
+from tamp_modifier.scores.sparsegpt import sparsegpt_weight
 
 
 def problem(rows: int = 6, columns: int = 12, tokens: int = 60) -> tuple[torch.Tensor, ...]:
