@@ -25,7 +25,8 @@ class Method:
         modifier: class name of the modifier, of llm-compressor or of this project.
         fields: its fields, besides sparsity, structure and targets.
         with_structure: False where N:M leaves nothing of the method: every Linear then has the same
-            sparsity, so a method that only shares the budget out is its score alone.
+            sparsity, so a method that only shares the budget out is its score alone, and weights
+            are compared in groups, whatever they are compared in otherwise.
         allocate: sparsity of every Linear by name, for methods whose allocation is not part of
             TAMPModifier.
         told: what a recipe says of that allocation.
@@ -85,6 +86,8 @@ _AMIA: dict[str, Any] = {"selection_options": _OFFICIAL}
 _DAS: dict[str, Any] = {"allocation_options": _OFFICIAL}
 _ALL: dict[str, Any] = {"selection": "all", "allocation": "uniform"}
 _REFIT: dict[str, Any] = {"score": "sparsegpt", "score_options": {"refit": 8}}
+_ROW: dict[str, Any] = {"score": "sparsegpt", "score_options": {"by_row": True}}
+_ROW_REFIT: dict[str, Any] = {"score": "sparsegpt", "score_options": {"by_row": True, "refit": 8}}
 
 METHODS: dict[str, Method] = {
     method.name: method
@@ -121,11 +124,25 @@ METHODS: dict[str, Method] = {
         _tamp("tamp", "TAMP, official code", **_AMIA, **_DAS),
         _tamp("solver", "SparseGPT, our damping", score="sparsegpt", **_ALL),
         _tamp("refit", "SparseGPT, our damping, refit", **_REFIT, **_ALL),
+        _tamp("sparsegpt-row", "SparseGPT by row", False, **_ROW, **_ALL),
+        _tamp(
+            "sparsegpt-row-refit",
+            "SparseGPT by row, refit",
+            False,
+            **_ROW_REFIT,
+            **_ALL,
+        ),
+        _tamp("wanda-refit", "Wanda, refit", score="wanda_refit", **_ALL),
+        _tamp("obs-row-refit", "w^2 / [H^-1]_jj by row, refit", score="obs", **_ALL),
         _tamp("best", 'TAMPModifier(preset="best")', preset="best"),
     )
 }
 
-QUICK = tuple(m for m in METHODS if m not in ("atp", "das_numel", "default", "solver", "refit"))
+CANDIDATES = ("sparsegpt-row", "sparsegpt-row-refit", "wanda-refit", "obs-row-refit")
+"""What may become the preset's score."""
+
+_SLOW_OR_NEAR = ("atp", "das_numel", "default", "solver", "refit", *CANDIDATES)
+QUICK = tuple(m for m in METHODS if m not in _SLOW_OR_NEAR)
 """Those of the quick setting, without the ones that take longest or are near another."""
 
 RIVALS = ("magnitude", "wanda", "sparsegpt", "tamp")
