@@ -108,10 +108,9 @@ def solve(
     prune_n, prune_m = parse_mask_structure(mask_structure)
     _check(weight, factor, sparsity, mask_structure)
     upper, order = factor.upper, factor.order
-    ordered = weight.t() if order is None else weight.t()[order]
-    # [in, out]; becomes weight minus result, block by block.
-    rest = torch.empty_like(ordered, dtype=torch.float32, memory_format=torch.contiguous_format)
-    rest.copy_(ordered)
+    turned = weight.t() if order is None else weight.t()[order]
+    # [in, out]; becomes weight minus result, block by block. A copy in any case.
+    rest = torch.empty(turned.shape, dtype=torch.float32, device=weight.device).copy_(turned)
     result = torch.empty_like(rest)
     places = range(columns) if order is None else order.tolist()
     each = pruned_columns(columns, sparsity)
@@ -129,13 +128,10 @@ def solve(
         if quantize is not None:
             block.quantize, block.places = quantize, places[start:end]
         if not prune_m:
+            wanted = each if by_row else rows * each
+            count = wanted * end // columns - wanted * start // columns
             scores = (values * block.diagonal[:, None]).square_()
-            if by_row:
-                count = each * end // columns - each * start // columns
-                block.drop = _smallest_by_row(scores, count)
-            else:
-                total = rows * each
-                block.drop = _smallest(scores, total * end // columns - total * start // columns)
+            block.drop = (_smallest_by_row if by_row else _smallest)(scores, count)
         result[start:end] = block.run()
         rest[start:end] -= result[start:end]
     if order is not None:
@@ -181,11 +177,7 @@ class _Block:
         if end - start == self.prune_m:
             scores = (self.values[start:end] * self.diagonal[start:end, None]).square_()
             self.drop[start:end] = _smallest_by_row(scores, self.prune_n)
-            torch.mul(
-                self.drop[start:end],
-                self.diagonal[start:end, None],
-                out=self._dropped[start:end],
-            )
+            self._dropped[start:end] = self.drop[start:end] * self.diagonal[start:end, None]
         if end - start == 1:
             self._prune_column(start)
             return
