@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 SELECTIONS = ["amia", "drift", "text", "all"]
 ALLOCATIONS = ["das", "das_numel", "owl", "dlp", "atp", "uniform"]
-SCORES = ["wanda", "sparsegpt", "magnitude"]
+SCORES = ["wanda", "sparsegpt", "magnitude", "obs"]
 
 
 def pruned(
@@ -294,6 +294,14 @@ def test_sparsegpt_on_all_tokens_is_near_upstreams(tmp_path: Path) -> None:
     # The weights that stay were adapted.
     moved = [bool(((ours[n] != dense[n]) & (ours[n] != 0)).any()) for n in ours]
     assert all(moved)
+
+
+def test_sparsegpt_by_row_gives_every_row_its_share(tmp_path: Path) -> None:
+    fields = {"score": "sparsegpt", "score_options": {"by_row": True}, "allocation": "uniform"}
+    weights, report = pruned(tmp_path, fields)
+    check_budget(weights, report, 0.5)
+    for weight in weights.values():
+        assert len(set((weight == 0).sum(1).tolist())) == 1
 
 
 def test_magnitude_needs_no_selection_and_no_attention(tmp_path: Path) -> None:
