@@ -6,6 +6,16 @@ Needs torch and nothing else of this package.
 from __future__ import annotations
 
 from tamp_modifier.sparse.format import PackedWeight
+from tamp_modifier.sparse.int4 import (
+    PackedInt4,
+    col_slice_int4,
+    dequantize_int4,
+    linear_int4,
+    pack_int4,
+    row_slice_int4,
+    unpack_int4,
+    validate_int4,
+)
 from tamp_modifier.sparse.int8 import linear_int8, row_sums
 from tamp_modifier.sparse.native import backend
 from tamp_modifier.sparse.ops import linear
@@ -22,19 +32,27 @@ from tamp_modifier.sparse.validation import checksum, validate
 __all__ = [
     "FORMAT_VERSION",
     "PACKED_SUFFIXES",
+    "PackedInt4",
     "PackedWeight",
     "backend",
     "checksum",
     "col_slice",
+    "col_slice_int4",
+    "dequantize_int4",
     "from_tensors",
     "linear",
     "linear_int8",
+    "linear_int4",
     "pack",
+    "pack_int4",
     "row_slice",
     "row_sums",
+    "row_slice_int4",
     "to_tensors",
     "unpack",
+    "unpack_int4",
     "validate",
+    "validate_int4",
 ]
 
 

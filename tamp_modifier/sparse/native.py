@@ -23,7 +23,7 @@ from torch import Tensor
 PATH_VARIABLE = "TAMP_SPARSE_PATH"
 TORCH = "torch"
 ABI_VERSION = 3
-_DTYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
+DTYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
 
 _pointer, _int64, _int = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _SIGNATURES = {
@@ -49,6 +49,12 @@ _SIGNATURES = {
         + [_int64] * 3
         + [_pointer, _int64, _pointer, _pointer, _int, _pointer],
     ),
+    "tamp_int4_most_rows": (_int64, [_int, _int]),
+    "tamp_int4_pack_mask": (None, [_pointer, _int64, _pointer]),
+    "tamp_int4_pack_values": (None, [_pointer, _int64, _pointer]),
+    "tamp_int4_unpack": (_int, [_pointer, _pointer]),
+    "tamp_int4_expand": (_int, [_pointer, _int64, _int64, _pointer, _int64]),
+    "tamp_int4_linear": (_int, [_pointer, _int64, _int64, _int] + [_pointer] * 4 + [_int]),
 }
 
 
@@ -172,10 +178,15 @@ def most_rows(dtype: torch.dtype) -> int:
 
     Only where `available`.
     """
-    return _get().tamp_most_rows(_DTYPES[dtype])
+    return library().tamp_most_rows(DTYPES[dtype])
 
 
-def _get() -> ctypes.CDLL:
+def library() -> ctypes.CDLL:
+    """Return the native library, for typed calls.
+
+    Raises:
+        RuntimeError: it is not in use.
+    """
     if not available() or _native is None:
         raise RuntimeError("the native library is not in use")
     return _native
@@ -185,7 +196,7 @@ def pack_mask(weight: Tensor, mask: Tensor, offsets: Tensor) -> None:
     """Fill `mask` and `offsets` from `weight` [out, in] whose columns are contiguous."""
     rows, columns = weight.shape
     floating = int(weight.dtype.is_floating_point)
-    _get().tamp_pack_mask(
+    library().tamp_pack_mask(
         weight.data_ptr(),
         weight.itemsize,
         floating,
@@ -200,7 +211,7 @@ def pack_mask(weight: Tensor, mask: Tensor, offsets: Tensor) -> None:
 def pack_values(weight: Tensor, mask: Tensor, offsets: Tensor, values: Tensor) -> None:
     """Fill `values` with the weights that `mask` keeps."""
     rows, columns = weight.shape
-    _get().tamp_pack_values(
+    library().tamp_pack_values(
         weight.data_ptr(),
         weight.itemsize,
         rows,
@@ -214,7 +225,7 @@ def pack_values(weight: Tensor, mask: Tensor, offsets: Tensor, values: Tensor) -
 
 def check(mask: Tensor, offsets: Tensor, kept: int, shape: tuple[int, int]) -> bool:
     """Whether mask, offsets and number of values fit each other; the caller checks shapes."""
-    return _get().tamp_check(mask.data_ptr(), offsets.data_ptr(), kept, *shape) == 0
+    return library().tamp_check(mask.data_ptr(), offsets.data_ptr(), kept, *shape) == 0
 
 
 def unpack(
@@ -231,7 +242,7 @@ def unpack(
     Raises:
         RuntimeError: mask and offsets disagree.
     """
-    status = _get().tamp_unpack(
+    status = library().tamp_unpack(
         mask.data_ptr(),
         values.data_ptr(),
         offsets.data_ptr(),
@@ -262,11 +273,11 @@ def linear(
         MemoryError: no room for the scratch copy of `x`.
         RuntimeError: mask and offsets disagree.
     """
-    status = _get().tamp_linear(
+    status = library().tamp_linear(
         x.data_ptr(),
         rows,
         x.shape[-1],
-        _DTYPES[x.dtype],
+        DTYPES[x.dtype],
         mask.data_ptr(),
         values.data_ptr(),
         offsets.data_ptr(),
@@ -288,7 +299,7 @@ def row_sums(
         RuntimeError: mask and offsets disagree.
     """
     _raise_for(
-        _get().tamp_row_sums(
+        library().tamp_row_sums(
             mask.data_ptr(),
             values.data_ptr(),
             offsets.data_ptr(),
@@ -322,7 +333,7 @@ def linear_int8(
         RuntimeError: mask and offsets disagree.
     """
     _raise_for(
-        _get().tamp_linear_int8(
+        library().tamp_linear_int8(
             x.data_ptr(),
             x.shape[0],
             x.shape[1],
@@ -339,7 +350,7 @@ def linear_int8(
             int(weight_scale.numel() > 1),
             sums.data_ptr(),
             0 if bias is None else bias.data_ptr(),
-            _DTYPES[out.dtype],
+            DTYPES[out.dtype],
             out.data_ptr(),
         )
     )

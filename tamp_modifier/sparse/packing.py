@@ -103,20 +103,25 @@ def _torch_pack(weight: Tensor) -> PackedWeight:
     padded[:out_features, :in_features] = bits
     tiled = padded.view(blocks, BLOCK_ROWS, tiles, TILE_COLUMNS).transpose(1, 2)
     kept = nonzero(tiled.view(weight.dtype))
-    powers = 1 << torch.arange(TILE_COLUMNS, device=weight.device)
     mask = torch.empty(blocks, tiles, BLOCK_ROWS, dtype=torch.int32, device=weight.device)
     offsets = torch.zeros(blocks + 1, dtype=torch.int64, device=weight.device)
     for block in range(0, blocks, 256):  # the int64 products are 8 bytes a weight
         chunk = kept[block : block + 256]
-        words = (chunk * powers).sum(-1)
-        mask[block : block + 256] = torch.where(words >= 2**31, words - 2**32, words).int()
+        mask[block : block + 256] = mask_words(chunk)
         offsets[block + 1 : block + 257] = chunk.sum((1, 2, 3))
     offsets = offsets.cumsum(0)
     values = torch.cat([tiled[kept], bits.new_zeros(padding_length(weight.dtype))])
     return PackedWeight(mask, values.view(weight.dtype), offsets, (out_features, in_features))
 
 
-def _mask_bits(mask: Tensor) -> Tensor:
+def mask_words(kept: Tensor) -> Tensor:
+    """Mask words int32 ``[blocks, tiles, 4]`` of bool ``[blocks, tiles, 4, 32]``."""
+    powers = 1 << torch.arange(TILE_COLUMNS, device=kept.device)
+    words = (kept * powers).sum(-1)
+    return torch.where(words >= 2**31, words - 2**32, words).int()
+
+
+def mask_bits(mask: Tensor) -> Tensor:
     """bool ``[blocks, tiles, 4, 32]`` of mask words."""
     shifts = torch.arange(TILE_COLUMNS, device=mask.device, dtype=torch.int32)
     return ((mask.unsqueeze(-1) >> shifts) & 1).bool()
@@ -130,7 +135,7 @@ def _torch_unpack(
     dense = bits.new_zeros(blocks[1] - blocks[0], BLOCK_ROWS, tiles, TILE_COLUMNS)
     for block in range(*blocks, 256):
         stop = min(block + 256, blocks[1])
-        kept = _mask_bits(mask[block:stop])
+        kept = mask_bits(mask[block:stop])
         counts = offsets[block + 1 : stop + 1] - offsets[block:stop]
         part = bits[int(offsets[block]) : int(offsets[stop])]
         total = int(kept.sum())

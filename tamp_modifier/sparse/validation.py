@@ -19,7 +19,12 @@ from tamp_modifier.sparse.format import (
 )
 
 
-def _check_tensor(name: str, tensor: object, dtype: torch.dtype | None, dims: int) -> None:
+def check_tensor(name: str, tensor: object, dtype: torch.dtype | None, dims: int) -> None:
+    """Check that `tensor` is a contiguous tensor of `dtype` with `dims` dimensions.
+
+    Raises:
+        ValueError: it is not; the message begins with `name`.
+    """
     if not isinstance(tensor, Tensor):
         raise ValueError(f"{name} must be a tensor, got {type(tensor).__name__}")
     if dtype is not None and tensor.dtype != dtype:
@@ -46,9 +51,9 @@ def validate(packed: PackedWeight, name: str = "weight") -> None:
     shape = packed.shape
     if len(shape) != 2 or any(not isinstance(n, int) or n < 0 for n in shape):
         raise ValueError(f"{name}: shape must be two sizes >= 0, got {shape!r}")
-    _check_tensor(f"{name}: mask", packed.mask, torch.int32, 3)
-    _check_tensor(f"{name}: offsets", packed.offsets, torch.int64, 1)
-    _check_tensor(f"{name}: values", packed.values, None, 1)
+    check_tensor(f"{name}: mask", packed.mask, torch.int32, 3)
+    check_tensor(f"{name}: offsets", packed.offsets, torch.int64, 1)
+    check_tensor(f"{name}: values", packed.values, None, 1)
     if packed.dtype not in STORAGE_DTYPES:
         raise ValueError(f"{name}: values have dtype {packed.dtype}, unknown to the format")
     if len({packed.mask.device, packed.offsets.device, packed.values.device}) != 1:
@@ -101,6 +106,11 @@ def _find_problem(mask: Tensor, offsets: Tensor, kept: int, shape: tuple[int, in
         )
     if int(offsets[-1]) != kept:
         return f"the offsets end at {int(offsets[-1])}, but {kept} values are stored"
+    return kept_outside(mask, shape)
+
+
+def kept_outside(mask: Tensor, shape: tuple[int, int]) -> str | None:
+    """Return what a mask keeps outside of a weight of `shape`, None if nothing."""
     extra_rows = -shape[0] % BLOCK_ROWS
     extra_columns = -shape[1] % TILE_COLUMNS
     if extra_rows and mask[-1, :, BLOCK_ROWS - extra_rows :].any():

@@ -1,4 +1,5 @@
 /* Plain C: expands one tile of a row at a time. Correct everywhere, fast nowhere. */
+#include "tamp_int4.h"
 #include "tamp_int8.h"
 
 static const char *expand(uint32_t mask, const char *values, int dtype, float *dense) {
@@ -58,4 +59,5 @@ const tamp_path tamp_path_portable = {
     .layout = &tamp_fp32_rows,
     .most_rows = 8,
     .int8 = &tamp_int8_portable,
+    .int4 = &tamp_int4_portable,
 };

@@ -95,6 +95,9 @@ typedef struct {
 
 extern const tamp_moves tamp_moves_avx512;
 
+/* Where each of 8 elements comes from when a mask byte expands packed ones, 0x80 for a zero. For AVX2. */
+extern uint8_t tamp_places[256][8];
+
 /* How one kind of processor multiplies. */
 typedef struct tamp_path {
     const char *name;
@@ -110,6 +113,7 @@ typedef struct tamp_path {
     const tamp_moves *moves; /* NULL: plain C */
     /* Products with packed int8 weights, see tamp_int8.h; NULL: as `base` does them. */
     const struct tamp_int8 *int8;
+    const struct tamp_int4 *int4; /* 4-bit weights, see tamp_int4.h; NULL: those of `base` */
 } tamp_path;
 
 /* All paths, best first: unless one is forced, the first that this machine supports is used. A new path is
