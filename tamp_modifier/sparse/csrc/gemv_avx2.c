@@ -13,13 +13,13 @@
 #define GROUP 2 /* rows of x at once: 8 sums stay in registers */
 
 static uint8_t byte_places[256][16]; /* 16-bit values: for _mm_shuffle_epi8 */
-uint8_t tamp_places[256][8];         /* 32-bit values: index, or 0x80 for a zero */
+static uint8_t places[256][8];       /* 32-bit values: index, or 0x80 for a zero */
 
 __attribute__((constructor)) static void fill_tables(void) {
     for (int mask = 0; mask < 256; mask++)
         for (int bit = 0, next = 0; bit < 8; bit++) {
             const int kept = mask >> bit & 1;
-            tamp_places[mask][bit] = kept ? (uint8_t)next : 0x80;
+            places[mask][bit] = kept ? (uint8_t)next : 0x80;
             byte_places[mask][2 * bit] = kept ? (uint8_t)(2 * next) : 0x80;
             byte_places[mask][2 * bit + 1] = kept ? (uint8_t)(2 * next + 1) : 0x80;
             next += kept;
@@ -28,7 +28,7 @@ __attribute__((constructor)) static void fill_tables(void) {
 
 INLINE __m256 expand8(const char *values, uint8_t mask, const int dtype) {
     if (dtype == DTYPE_FP32) {
-        const __m256i index = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)tamp_places[mask]));
+        const __m256i index = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)places[mask]));
         const __m256 dense = _mm256_permutevar8x32_ps(_mm256_loadu_ps((const float *)values), index);
         return _mm256_blendv_ps(dense, _mm256_setzero_ps(),
                                 _mm256_castsi256_ps(_mm256_slli_epi32(index, 24)));

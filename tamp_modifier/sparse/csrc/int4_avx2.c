@@ -1,81 +1,105 @@
 /* 4-bit weights with AVX2 and FMA, computing in fp32.
  *
- * A chunk of tiles at a time: its codes, two a byte, become bytes in a buffer, which does not depend on the
- * mask; and the number of kept columns before every 8 columns says where in the buffer their codes begin.
- * A table turns 8 mask bits into the shuffle that puts the codes in their places. */
+ * A chunk of tiles at a time: its codes become bf16 numbers in a buffer, which does not depend on the mask.
+ * A table turns 8 mask bits into the shuffle that puts 8 of these numbers in the upper halves of 8 lanes,
+ * where they are fp32. With zeros the numbers are -16 - code, negative where a weight is kept and 0
+ * elsewhere; 16 + zero is added to the negative ones, and the scale turned around. */
 #include "tamp_int4.h"
 
 #ifdef TAMP_X86
 #include <immintrin.h>
 
 #define INLINE static inline TARGET_AVX2 __attribute__((always_inline))
-#define PANEL 3        /* rows of x at once: 4 * 3 sums stay in registers */
+#define PANEL 6        /* rows of x that meet a weight in its register */
+#define HALF 3         /* and an expanded one: 4 * 3 sums stay in registers */
 #define STRIP 48       /* rows of x that share one expansion of the weight */
 #define CHUNK_TILES 16 /* 4 rows of 512 columns are kept expanded: 8 KB */
 #define CHUNK_COLUMNS (CHUNK_TILES * TILE_COLUMNS)
 #define PREFETCH_BYTES 2048
+#define BIAS 16 /* greater than any zero */
 
 typedef struct {
-    uint8_t codes[CHUNK_TILES * 2 * TILE_BYTES + 64]; /* of kept weights: less 8, or with bit 7 set */
-    uint8_t before[CHUNK_TILES * TILE_PAIRS * 8];     /* kept in the pair before each 8 columns */
-    uint16_t start[CHUNK_TILES * TILE_PAIRS];         /* of each pair, in codes */
+    uint16_t numbers[CHUNK_TILES * 2 * TILE_BYTES + 32]; /* of kept weights, and what 16 bytes more give */
 } chunk;
 
-/* In each of 4 pairs, how many of its columns are kept before each 8 of them. */
-INLINE __m256i count_before(__m256i mask) {
-    const __m256i low = _mm256_set1_epi8(15);
-    const __m256i bits = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4, 0, 1, 1, 2, 1, 2,
-                                          2, 3, 1, 2, 2, 3, 2, 3, 3, 4);
-    __m256i sum =
-        _mm256_add_epi8(_mm256_shuffle_epi8(bits, _mm256_and_si256(mask, low)),
-                        _mm256_shuffle_epi8(bits, _mm256_and_si256(_mm256_srli_epi16(mask, 4), low)));
-    sum = _mm256_slli_epi64(sum, 8);
-    sum = _mm256_add_epi8(sum, _mm256_slli_epi64(sum, 8));
-    sum = _mm256_add_epi8(sum, _mm256_slli_epi64(sum, 16));
-    return _mm256_add_epi8(sum, _mm256_slli_epi64(sum, 32));
+static _Alignas(32) uint8_t upper_places[256][32];               /* shuffle for 8 mask bits */
+static _Alignas(16) uint8_t low_bytes[2][16], high_bytes[2][16]; /* of the numbers for codes */
+
+__attribute__((constructor)) static void fill_tables(void) {
+    for (int mask = 0; mask < 256; mask++)
+        for (int bit = 0, next = 0; bit < 8; bit++) {
+            const int kept = mask >> bit & 1;
+            uint8_t *lane = upper_places[mask] + 4 * bit;
+            lane[0] = lane[1] = 0x80;
+            lane[2] = kept ? (uint8_t)(2 * next) : 0x80;
+            lane[3] = kept ? (uint8_t)(2 * next + 1) : 0x80;
+            next += kept;
+        }
+    for (int code = 0; code < 16; code++)
+        for (int zeros = 0; zeros < 2; zeros++) {
+            const uint16_t bits = bf16_of_float((float)(zeros ? -BIAS - code : code - SYMMETRIC_ZERO));
+            low_bytes[zeros][code] = (uint8_t)bits;
+            high_bytes[zeros][code] = (uint8_t)(bits >> 8);
+        }
 }
 
-/* Decodes the chunk of `tiles` tiles whose codes begin at `values`; `bias` is added to each. Returns where
- * the next chunk begins. Reads up to 16 bytes more than there are. */
+/* Decodes the chunk of `tiles` tiles whose codes begin at `values`. Returns where the next chunk begins.
+ * Reads up to 15 bytes more than there are. */
 INLINE const uint8_t *decode(chunk *to, const uint64_t *mask, const uint8_t *values, int64_t tiles,
-                             char bias) {
+                             const int zeros) {
     int64_t bytes = 0;
-    for (int64_t pair = 0; pair < tiles * TILE_PAIRS; pair++) {
-        to->start[pair] = (uint16_t)(2 * bytes);
-        bytes += pair_bytes(mask[pair]);
-    }
-    for (int64_t tile = 0; tile < tiles; tile += 2) {
-        const __m128i *pairs = (const __m128i *)mask + tile;
-        const __m128i low = _mm_loadu_si128(pairs), high = _mm_loadu_si128(pairs + (tile + 1 < tiles));
-        _mm256_storeu_si256((__m256i *)to->before + tile / 2, count_before(_mm256_set_m128i(high, low)));
-    }
-    const __m256i low = _mm256_set1_epi8(15), add = _mm256_set1_epi8(bias);
+    for (int64_t pair = 0; pair < tiles * TILE_PAIRS; pair++) bytes += pair_bytes(mask[pair]);
+    /* Bytes 0-3 and 8-11 into the lower lane, the others into the upper one, each into 16 bits: that is the
+     * order in which unpacking leaves them in place. */
+    const __m256i spread = _mm256_setr_epi8(0, -1, 1, -1, 2, -1, 3, -1, 8, -1, 9, -1, 10, -1, 11, -1, 4, -1,
+                                            5, -1, 6, -1, 7, -1, 12, -1, 13, -1, 14, -1, 15, -1);
+    const __m256i nibble = _mm256_set1_epi8(15);
+    const __m256i low = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i *)low_bytes[zeros]));
+    const __m256i high = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i *)high_bytes[zeros]));
     for (int64_t i = 0; i < bytes; i += 16) {
         _mm_prefetch((const char *)values + i + PREFETCH_BYTES, _MM_HINT_T0);
-        const __m256i wide = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(values + i)));
-        const __m256i codes = _mm256_and_si256(_mm256_or_si256(wide, _mm256_slli_epi16(wide, 4)), low);
-        _mm256_storeu_si256((__m256i *)(to->codes + 2 * i), _mm256_add_epi8(codes, add));
+        const __m128i packed = _mm_loadu_si128((const __m128i *)(values + i));
+        const __m256i wide = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(packed), spread);
+        const __m256i codes = _mm256_and_si256(_mm256_or_si256(wide, _mm256_slli_epi16(wide, 4)), nibble);
+        const __m256i l = _mm256_shuffle_epi8(low, codes), h = _mm256_shuffle_epi8(high, codes);
+        __m256i *place = (__m256i *)(to->numbers + 2 * i);
+        _mm256_storeu_si256(place, _mm256_unpacklo_epi8(l, h));
+        _mm256_storeu_si256(place + 1, _mm256_unpackhi_epi8(l, h));
     }
     return values + bytes;
 }
 
-/* For one row of a group: the table from a code to code - zero; used where zeros are given. */
-INLINE __m128i zero_table(int zero) {
-    const __m128i codes = _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    return _mm_sub_epi8(codes, _mm_set1_epi8((char)zero));
+/* What the rows of a group share, in all lanes. */
+typedef struct {
+    __m256 scale[BLOCK_ROWS], zero[BLOCK_ROWS];
+} group_of_rows;
+
+INLINE group_of_rows load_group(const tamp_int4_weight *w, int64_t block, int64_t group, const int zeros) {
+    group_of_rows rows;
+    for (int r = 0; r < BLOCK_ROWS; r++) {
+        const float scale = int4_scale(w, block, group, r);
+        rows.scale[r] = _mm256_set1_ps(zeros ? -scale : scale);
+        rows.zero[r] = _mm256_set1_ps(zeros ? (float)(BIAS + int4_zero(w, block, group, r)) : 0);
+    }
+    return rows;
 }
 
-/* Code - zero of 8 columns, `part` of those of row `row` of a tile of the chunk. */
-INLINE __m256 expand8(const chunk *from, const uint64_t *mask, int64_t tile, const int row, const int part,
-                      __m128i table, const int zeros) {
-    const int64_t at = tile * 16 + row * 4 + part;
-    const uint8_t *codes = from->codes + from->start[tile * TILE_PAIRS + row / 2] + from->before[at];
-    const __m128i places = _mm_loadl_epi64((const __m128i *)tamp_places[((const uint8_t *)mask)[at]]);
-    __m128i dense = _mm_shuffle_epi8(_mm_loadl_epi64((const __m128i *)codes), places);
-    /* Bit 7 marks the codes of kept weights; turned around it makes the table give 0 for the others. */
-    if (zeros) dense = _mm_shuffle_epi8(table, _mm_xor_si128(dense, _mm_set1_epi8((char)0x80)));
-    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(dense));
+/* Code - zero of 8 columns, the other way round with `zeros`. Their numbers begin at `place`, which moves
+ * on: an index, as adding to it takes half the time of adding to a pointer, and each waits for the one
+ * before. */
+INLINE __m256 expand8(const chunk *part, int64_t *place, uint8_t mask, __m256 zero, const int zeros) {
+    const __m256i places = _mm256_load_si256((const __m256i *)upper_places[mask]);
+    const __m256i kept =
+        _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(part->numbers + *place)));
+    const __m256i dense = _mm256_shuffle_epi8(kept, places);
+    *place += __builtin_popcount(mask);
+    if (!zeros) return _mm256_castsi256_ps(dense);
+    const __m256 negative = _mm256_castsi256_ps(_mm256_srai_epi32(dense, 31));
+    return _mm256_add_ps(_mm256_castsi256_ps(dense), _mm256_and_ps(negative, zero));
 }
+
+/* Pairs begin at whole bytes, that is at every second number. */
+INLINE int64_t next_pair(int64_t place) { return (place + 1) & ~(int64_t)1; }
 
 INLINE float reduce8(__m256 sum) {
     __m128 half = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1));
@@ -104,32 +128,34 @@ INLINE int one_panel(const tamp_int4_weight *w, const tamp_int4_product *p, int6
         for (int i = 0; i < m; i++) totals[r][i] = _mm256_setzero_ps();
     for (int64_t first = 0; first < w->tiles; first += CHUNK_TILES, mask += CHUNK_TILES * TILE_PAIRS) {
         const int64_t tiles = w->tiles - first < CHUNK_TILES ? w->tiles - first : CHUNK_TILES;
-        values = decode(&part, mask, values, tiles, zeros ? (char)0x80 : -SYMMETRIC_ZERO);
+        int64_t place = 0;
+        values = decode(&part, mask, values, tiles, zeros);
         for (int64_t tile = 0; tile < tiles;) {
-            const int64_t group = (first + tile) / w->group_tiles;
+            const group_of_rows rows = load_group(w, block, (first + tile) / w->group_tiles, zeros);
             const int64_t stop = group_stop(w, first + tile, first + tiles) - first;
             __m256 sums[BLOCK_ROWS][PANEL];
-            __m128i table[BLOCK_ROWS];
-            for (int r = 0; r < BLOCK_ROWS; r++) {
-                table[r] = zero_table(zeros ? int4_zero(w, block, group, r) : 0);
+            for (int r = 0; r < BLOCK_ROWS; r++)
                 for (int i = 0; i < m; i++) sums[r][i] = _mm256_setzero_ps();
-            }
-            for (; tile < stop; tile++)
+            for (; tile < stop; tile++) {
+                const uint8_t *bits = (const uint8_t *)(mask + tile * TILE_PAIRS);
+                const float *input = x + (first + tile) * m * TILE_COLUMNS;
 #pragma GCC unroll 4
-                for (int r = 0; r < BLOCK_ROWS; r++)
+                for (int r = 0; r < BLOCK_ROWS; r++) {
 #pragma GCC unroll 4
                     for (int eight = 0; eight < 4; eight++) {
-                        const __m256 dense = expand8(&part, mask, tile, r, eight, table[r], zeros);
-                        const float *input = x + (first + tile) * m * TILE_COLUMNS + 8 * eight;
-#pragma GCC unroll 3
+                        const __m256 dense =
+                            expand8(&part, &place, bits[r * 4 + eight], rows.zero[r], zeros);
+#pragma GCC unroll 6
                         for (int i = 0; i < m; i++)
-                            sums[r][i] = _mm256_fmadd_ps(dense, _mm256_loadu_ps(input + i * TILE_COLUMNS),
-                                                         sums[r][i]);
+                            sums[r][i] = _mm256_fmadd_ps(
+                                dense, _mm256_loadu_ps(input + i * TILE_COLUMNS + 8 * eight), sums[r][i]);
                     }
-            for (int r = 0; r < BLOCK_ROWS; r++) {
-                const __m256 scale = _mm256_set1_ps(int4_scale(w, block, group, r));
-                for (int i = 0; i < m; i++) totals[r][i] = _mm256_fmadd_ps(sums[r][i], scale, totals[r][i]);
+                    if (r % 2) place = next_pair(place);
+                }
             }
+            for (int r = 0; r < BLOCK_ROWS; r++)
+                for (int i = 0; i < m; i++)
+                    totals[r][i] = _mm256_fmadd_ps(sums[r][i], rows.scale[r], totals[r][i]);
         }
     }
     if (values != w->values + w->offsets[block + 1]) return 1;
@@ -142,25 +168,24 @@ INLINE const uint8_t *expand_chunk(const tamp_int4_weight *w, int64_t block, int
                                    const uint8_t *values, float *dense, int64_t stride, const int zeros) {
     const uint64_t *mask = int4_mask(w, block) + first * TILE_PAIRS;
     chunk part;
-    values = decode(&part, mask, values, tiles, zeros ? (char)0x80 : -SYMMETRIC_ZERO);
+    int64_t place = 0;
+    values = decode(&part, mask, values, tiles, zeros);
     for (int64_t tile = 0; tile < tiles;) {
-        const int64_t group = (first + tile) / w->group_tiles;
+        const group_of_rows rows = load_group(w, block, (first + tile) / w->group_tiles, zeros);
         const int64_t stop = group_stop(w, first + tile, first + tiles) - first;
-        __m256 scale[BLOCK_ROWS];
-        __m128i table[BLOCK_ROWS];
-        for (int r = 0; r < BLOCK_ROWS; r++) {
-            table[r] = zero_table(zeros ? int4_zero(w, block, group, r) : 0);
-            scale[r] = _mm256_set1_ps(int4_scale(w, block, group, r));
-        }
-        for (; tile < stop; tile++)
+        for (; tile < stop; tile++) {
+            const uint8_t *bits = (const uint8_t *)(mask + tile * TILE_PAIRS);
 #pragma GCC unroll 4
-            for (int r = 0; r < BLOCK_ROWS; r++)
+            for (int r = 0; r < BLOCK_ROWS; r++) {
 #pragma GCC unroll 4
                 for (int eight = 0; eight < 4; eight++) {
-                    const __m256 codes = expand8(&part, mask, tile, r, eight, table[r], zeros);
+                    const __m256 codes = expand8(&part, &place, bits[r * 4 + eight], rows.zero[r], zeros);
                     _mm256_storeu_ps(dense + r * stride + tile * TILE_COLUMNS + 8 * eight,
-                                     _mm256_mul_ps(codes, scale[r]));
+                                     _mm256_mul_ps(codes, rows.scale[r]));
                 }
+                if (r % 2) place = next_pair(place);
+            }
+        }
     }
     return values;
 }
@@ -176,17 +201,17 @@ static TARGET_AVX2 const uint8_t *expand_with_zeros(const tamp_int4_weight *w, i
     return expand_chunk(w, block, first, tiles, values, dense, stride, 1);
 }
 
-/* Adds the products of 4 rows of `columns` expanded weights with m rows of x to the totals. */
-INLINE void multiply_expanded(__m256 totals[BLOCK_ROWS][PANEL], const float *dense, const float *x,
+/* Adds the products of 4 rows of expanded weights with m rows of x, of a panel of `rows`, to the totals. */
+INLINE void multiply_expanded(__m256 *totals[BLOCK_ROWS], const float *dense, const float *x, int rows,
                               int64_t tiles, const int m) {
-    __m256 sums[BLOCK_ROWS][PANEL];
+    __m256 sums[BLOCK_ROWS][HALF];
 #pragma GCC unroll 4
     for (int r = 0; r < BLOCK_ROWS; r++)
 #pragma GCC unroll 3
         for (int i = 0; i < m; i++) sums[r][i] = totals[r][i];
-    for (int64_t tile = 0; tile < tiles; tile++, dense += TILE_COLUMNS, x += m * TILE_COLUMNS)
+    for (int64_t tile = 0; tile < tiles; tile++, dense += TILE_COLUMNS, x += rows * TILE_COLUMNS)
         for (int c = 0; c < TILE_COLUMNS; c += 8) {
-            __m256 input[PANEL];
+            __m256 input[HALF];
 #pragma GCC unroll 3
             for (int i = 0; i < m; i++) input[i] = _mm256_loadu_ps(x + i * TILE_COLUMNS + c);
 #pragma GCC unroll 4
@@ -210,20 +235,27 @@ INLINE void multiply_expanded(__m256 totals[BLOCK_ROWS][PANEL], const float *den
     static TARGET_AVX2 int with_zeros_##M(const tamp_int4_weight *w, const tamp_int4_product *p, \
                                           int64_t block) {                                       \
         return one_panel(w, p, block, M, 1);                                                     \
-    }                                                                                            \
-    static TARGET_AVX2 void expanded_##M(__m256 totals[BLOCK_ROWS][PANEL], const float *dense,   \
-                                         const float *x, int64_t tiles) {                        \
-        multiply_expanded(totals, dense, x, tiles, M);                                           \
+    }
+#define DEFINE_EXPANDED(M)                                                                               \
+    static TARGET_AVX2 void expanded_##M(__m256 *totals[BLOCK_ROWS], const float *dense, const float *x, \
+                                         int rows, int64_t tiles) {                                      \
+        multiply_expanded(totals, dense, x, rows, tiles, M);                                             \
     }
 DEFINE(1)
 DEFINE(2)
 DEFINE(3)
+DEFINE(4)
+DEFINE(5)
+DEFINE(6)
+DEFINE_EXPANDED(1)
+DEFINE_EXPANDED(2)
+DEFINE_EXPANDED(3)
 
 /* More rows of x: a chunk of the weight is expanded once, stays in the level-1 cache, and meets them all.
  */
 static TARGET_AVX2 int many_panels(const tamp_int4_weight *w, const tamp_int4_product *p, int64_t block) {
-    typedef void (*expanded_kernel)(__m256[BLOCK_ROWS][PANEL], const float *, const float *, int64_t);
-    static const expanded_kernel kernels[PANEL] = {expanded_1, expanded_2, expanded_3};
+    typedef void (*expanded_kernel)(__m256 **, const float *, const float *, int, int64_t);
+    static const expanded_kernel kernels[HALF] = {expanded_1, expanded_2, expanded_3};
     _Alignas(32) float dense[BLOCK_ROWS * CHUNK_COLUMNS];
     __m256 totals[STRIP / PANEL][BLOCK_ROWS][PANEL];
     const int panels = (p->m + PANEL - 1) / PANEL;
@@ -236,7 +268,11 @@ static TARGET_AVX2 int many_panels(const tamp_int4_weight *w, const tamp_int4_pr
         for (int panel = 0; panel < panels; panel++) {
             const int m = p->m - panel * PANEL < PANEL ? p->m - panel * PANEL : PANEL;
             const float *x = (const float *)p->x + (panel * PANEL * w->tiles + first * m) * TILE_COLUMNS;
-            kernels[m - 1](totals[panel], dense, x, tiles);
+            for (int i = 0; i < m; i += HALF) {
+                __m256(*t)[PANEL] = totals[panel];
+                __m256 *sums[BLOCK_ROWS] = {t[0] + i, t[1] + i, t[2] + i, t[3] + i};
+                kernels[(m - i < HALF ? m - i : HALF) - 1](sums, dense, x + i * TILE_COLUMNS, m, tiles);
+            }
         }
     }
     if (values != w->values + w->offsets[block + 1]) return 1;
@@ -250,8 +286,9 @@ static TARGET_AVX2 int many_panels(const tamp_int4_weight *w, const tamp_int4_pr
 static int multiply_blocks(const tamp_int4_weight *w, const tamp_int4_product *p, int64_t begin,
                            int64_t end) {
     typedef int (*block_kernel)(const tamp_int4_weight *, const tamp_int4_product *, int64_t);
-    static const block_kernel kernels[2][PANEL] = {{symmetric_1, symmetric_2, symmetric_3},
-                                                   {with_zeros_1, with_zeros_2, with_zeros_3}};
+    static const block_kernel kernels[2][PANEL] = {
+        {symmetric_1, symmetric_2, symmetric_3, symmetric_4, symmetric_5, symmetric_6},
+        {with_zeros_1, with_zeros_2, with_zeros_3, with_zeros_4, with_zeros_5, with_zeros_6}};
     const block_kernel kernel = p->m > PANEL ? many_panels : kernels[w->zeros != NULL][p->m - 1];
     for (int64_t block = begin; block < end; block++)
         if (!int4_block_is_safe(w, block) || kernel(w, p, block)) return 1;

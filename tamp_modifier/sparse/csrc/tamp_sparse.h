@@ -95,9 +95,6 @@ typedef struct {
 
 extern const tamp_moves tamp_moves_avx512;
 
-/* Where each of 8 elements comes from when a mask byte expands packed ones, 0x80 for a zero. For AVX2. */
-extern uint8_t tamp_places[256][8];
-
 /* How one kind of processor multiplies. */
 typedef struct tamp_path {
     const char *name;
