@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "avx512bf16.h"
+#include "tamp_int4.h"
 
 #ifdef TAMP_X86
 
@@ -67,6 +68,7 @@ const tamp_path tamp_path_avx512bf16 = {
     .layout = &panels,
     .most_rows = INT64_MAX, /* measured on Zen 4: it is a dense product of its own */
     .moves = &tamp_moves_avx512,
+    .int4 = &tamp_int4_avx512bf16,
 };
 #else
 TAMP_ABSENT_PATH(avx512bf16);

@@ -1,5 +1,6 @@
 /* AVX-512 with VBMI2, computing in fp32: fp16 and fp32 weights everywhere, bf16 weights where the CPU
  * has no AVX-512 BF16. A mask word expands 32 packed values, which become two registers of fp32. */
+#include "tamp_int4.h"
 #include "tamp_int8.h"
 
 #ifdef TAMP_X86
@@ -113,6 +114,7 @@ const tamp_path tamp_path_avx512 = {
     .moves = &tamp_moves_avx512,
     .int8 = &tamp_int8_avx512vnni,
 
+    .int4 = &tamp_int4_avx512,
 };
 #else
 TAMP_ABSENT_PATH(avx512);

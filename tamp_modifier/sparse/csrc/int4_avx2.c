@@ -19,11 +19,17 @@
 #define BIAS 16 /* greater than any zero */
 
 typedef struct {
-    uint16_t numbers[CHUNK_TILES * 2 * TILE_BYTES + 32]; /* of kept weights, and what 16 bytes more give */
+    uint16_t
+        numbers[CHUNK_TILES * 2 * INT4_TILE_BYTES + 32]; /* of kept weights, and what 16 bytes more give */
 } chunk;
 
 static _Alignas(32) uint8_t upper_places[256][32];               /* shuffle for 8 mask bits */
 static _Alignas(16) uint8_t low_bytes[2][16], high_bytes[2][16]; /* of the numbers for codes */
+
+/* Bytes 0-3 and 8-11 into the lower lane, the others into the upper one, each into 16 bits: the order in
+ * which unpacking leaves them in place. */
+static const int8_t spread_bytes[32] = {0, -1, 1, -1, 2, -1, 3, -1, 8,  -1, 9,  -1, 10, -1, 11, -1,
+                                        4, -1, 5, -1, 6, -1, 7, -1, 12, -1, 13, -1, 14, -1, 15, -1};
 
 __attribute__((constructor)) static void fill_tables(void) {
     for (int mask = 0; mask < 256; mask++)
@@ -49,10 +55,7 @@ INLINE const uint8_t *decode(chunk *to, const uint64_t *mask, const uint8_t *val
                              const int zeros) {
     int64_t bytes = 0;
     for (int64_t pair = 0; pair < tiles * TILE_PAIRS; pair++) bytes += pair_bytes(mask[pair]);
-    /* Bytes 0-3 and 8-11 into the lower lane, the others into the upper one, each into 16 bits: that is the
-     * order in which unpacking leaves them in place. */
-    const __m256i spread = _mm256_setr_epi8(0, -1, 1, -1, 2, -1, 3, -1, 8, -1, 9, -1, 10, -1, 11, -1, 4, -1,
-                                            5, -1, 6, -1, 7, -1, 12, -1, 13, -1, 14, -1, 15, -1);
+    const __m256i spread = _mm256_loadu_si256((const __m256i *)spread_bytes);
     const __m256i nibble = _mm256_set1_epi8(15);
     const __m256i low = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i *)low_bytes[zeros]));
     const __m256i high = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i *)high_bytes[zeros]));
@@ -94,8 +97,8 @@ INLINE __m256 expand8(const chunk *part, int64_t *place, uint8_t mask, __m256 ze
     const __m256i dense = _mm256_shuffle_epi8(kept, places);
     *place += __builtin_popcount(mask);
     if (!zeros) return _mm256_castsi256_ps(dense);
-    const __m256 negative = _mm256_castsi256_ps(_mm256_srai_epi32(dense, 31));
-    return _mm256_add_ps(_mm256_castsi256_ps(dense), _mm256_and_ps(negative, zero));
+    const __m256i added = _mm256_and_si256(_mm256_srai_epi32(dense, 31), _mm256_castps_si256(zero));
+    return _mm256_add_ps(_mm256_castsi256_ps(dense), _mm256_castsi256_ps(added));
 }
 
 /* Pairs begin at whole bytes, that is at every second number. */
@@ -216,7 +219,7 @@ INLINE void multiply_expanded(__m256 *totals[BLOCK_ROWS], const float *dense, co
             for (int i = 0; i < m; i++) input[i] = _mm256_loadu_ps(x + i * TILE_COLUMNS + c);
 #pragma GCC unroll 4
             for (int r = 0; r < BLOCK_ROWS; r++) {
-                const __m256 weight = _mm256_load_ps(dense + r * CHUNK_COLUMNS + c);
+                const __m256 weight = _mm256_loadu_ps(dense + r * CHUNK_COLUMNS + c);
 #pragma GCC unroll 3
                 for (int i = 0; i < m; i++) sums[r][i] = _mm256_fmadd_ps(weight, input[i], sums[r][i]);
             }

@@ -11,7 +11,7 @@
 
 #define TILE_PAIRS 2
 #define PAIR_BYTES 32
-#define TILE_BYTES (TILE_PAIRS * PAIR_BYTES)
+#define INT4_TILE_BYTES (TILE_PAIRS * PAIR_BYTES)
 #define SYMMETRIC_ZERO 8
 
 typedef struct {
@@ -59,6 +59,8 @@ struct tamp_int4 {
     int (*expand)(const tamp_int4_weight *w, int64_t block, float *dense, int64_t stride);
 };
 extern const struct tamp_int4 tamp_int4_portable, tamp_int4_avx2, tamp_int4_avx512, tamp_int4_avx512bf16;
+/* x in int8 with VNNI, for the path avx512, whose base does not have these instructions. */
+extern const tamp_int4_kernel tamp_int4_vnni;
 /* Column c of a tile is at place [c]: even columns before odd ones, and by remainders of 4. */
 extern const uint8_t tamp_places_of_2[TILE_COLUMNS], tamp_places_of_4[TILE_COLUMNS];
 
@@ -81,7 +83,7 @@ ALWAYS_INLINE const uint64_t *int4_mask(const tamp_int4_weight *w, int64_t block
 ALWAYS_INLINE int int4_block_is_safe(const tamp_int4_weight *w, int64_t block) {
     const int64_t offset = w->offsets[block];
     if (offset < 0 || offset > w->bytes) return 0;
-    if (offset + w->tiles * TILE_BYTES <= w->bytes) return 1;
+    if (offset + w->tiles * INT4_TILE_BYTES <= w->bytes) return 1;
     const uint64_t *mask = int4_mask(w, block);
     int64_t count = 0;
     for (int64_t i = 0; i < w->tiles * TILE_PAIRS; i++) count += pair_bytes(mask[i]);

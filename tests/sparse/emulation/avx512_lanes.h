@@ -291,4 +291,12 @@ EMULATED uint64_t _pext_u64(uint64_t bits, uint64_t mask) {
     return to;
 }
 
+/* Each bit of the result is bit (x << 2 | y << 1 | z) of `table`. */
+EMULATED __m512i _mm512_ternarylogic_epi32(__m512i x, __m512i y, __m512i z, int table) {
+    __m512i to = {0};
+    for (int i = 0; i < 8; i++)
+        if (table >> i & 1) to |= (i & 4 ? x : ~x) & (i & 2 ? y : ~y) & (i & 1 ? z : ~z);
+    return to;
+}
+
 #endif

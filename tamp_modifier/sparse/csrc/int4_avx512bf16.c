@@ -1,0 +1,87 @@
+/* 4-bit weights and x in bf16, with AVX-512 BF16. Even and odd bytes each become a register of bf16 through
+ * a table (vpermw); even columns of x lie before odd ones. */
+#include "tamp_int4.h"
+
+#ifdef TAMP_X86
+#include <immintrin.h>
+
+#define INLINE inline TARGET_AVX512BF16 __attribute__((always_inline))
+#define TARGET TARGET_AVX512BF16
+#define PANEL 8
+#define STRIP 64
+
+typedef uint16_t entry;
+typedef struct {
+    __m512i even, odd;
+} numbers;
+typedef __m512 sums;
+#include "int4_avx512.h"
+
+/* bf16 of code - zero modulo 32, which is -15 to 15. */
+static const uint16_t differences[32] = {0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0,
+                                         0x4100, 0x4110, 0x4120, 0x4130, 0x4140, 0x4150, 0x4160, 0x4170,
+                                         0xc180, 0xc170, 0xc160, 0xc150, 0xc140, 0xc130, 0xc120, 0xc110,
+                                         0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80};
+
+static INLINE numbers expand_pair(const uint8_t *values, __mmask64 mask, __m512i zero) {
+    const __m512i codes = expand_codes(values, mask, _mm512_setzero_si512());
+    const __m512i bytes = _mm512_mask_sub_epi8(codes, mask, codes, zero);
+    const __m512i table = _mm512_loadu_si512(differences);
+    return (numbers){_mm512_permutexvar_epi16(bytes, table),
+                     _mm512_permutexvar_epi16(_mm512_srli_epi16(bytes, 8), table)};
+}
+
+static INLINE __m512bh both_rows(const entry *x) {
+    return (__m512bh)_mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)x));
+}
+
+static INLINE sums multiply_pair(sums sum, const numbers *weights, const entry *x) {
+    sum = _mm512_dpbf16_ps(sum, (__m512bh)weights->even, both_rows(x));
+    return _mm512_dpbf16_ps(sum, (__m512bh)weights->odd, both_rows(x + TILE_COLUMNS / 2));
+}
+
+static INLINE sums start_group(const tamp_int4_product *p, int64_t row, int64_t groups, int64_t group,
+                               __m512i zero) {
+    (void)p, (void)row, (void)groups, (void)group, (void)zero;
+    return _mm512_setzero_ps();
+}
+
+static INLINE __m512 finish_group(sums sum) { return sum; }
+
+DEFINE_CHUNK(only, 1, EXPAND)
+DEFINE_CHUNK(only, 2, EXPAND)
+DEFINE_CHUNK(only, 3, EXPAND)
+DEFINE_CHUNK(only, 4, EXPAND)
+DEFINE_CHUNK(only, 5, EXPAND)
+DEFINE_CHUNK(only, 6, EXPAND)
+DEFINE_CHUNK(only, 7, EXPAND)
+DEFINE_CHUNK(only, 8, EXPAND)
+DEFINE_CHUNK(keep, 8, EXPAND_AND_KEEP)
+DEFINE_CHUNK(later, 1, REUSE)
+DEFINE_CHUNK(later, 2, REUSE)
+DEFINE_CHUNK(later, 3, REUSE)
+DEFINE_CHUNK(later, 4, REUSE)
+DEFINE_CHUNK(later, 5, REUSE)
+DEFINE_CHUNK(later, 6, REUSE)
+DEFINE_CHUNK(later, 7, REUSE)
+DEFINE_CHUNK(later, 8, REUSE)
+
+static TARGET_AVX512BF16 int multiply_blocks(const tamp_int4_weight *w, const tamp_int4_product *p,
+                                             int64_t begin, int64_t end) {
+    static const chunk_kernel only[PANEL] = {only_1, only_2, only_3, only_4,
+                                             only_5, only_6, only_7, only_8};
+    static const chunk_kernel later[PANEL] = {later_1, later_2, later_3, later_4,
+                                              later_5, later_6, later_7, later_8};
+    return multiply_all(w, p, begin, end, only, keep_8, later);
+}
+
+static const tamp_int4_kernel bf16 = {
+    .entry = ENTRY_BF16,
+    .panel = PANEL,
+    .strip = STRIP,
+    .most_rows = INT64_MAX, /* it is a dense product of its own, as that of 16-bit weights */
+    .place = tamp_places_of_2,
+    .multiply = multiply_blocks,
+};
+const struct tamp_int4 tamp_int4_avx512bf16 = {.bf16 = &bf16};
+#endif

@@ -1,0 +1,80 @@
+/* 4-bit weights and x rounded to int8, with VNNI: codes are the unsigned bytes of vpdpbusd, where nothing
+ * is kept the zero code, so that the sum over a group is too large by zero * the sum of x over it. */
+#include "tamp_int4.h"
+
+#ifdef TAMP_X86
+#include <immintrin.h>
+
+#ifdef TAMP_EMULATED
+#define TARGET
+#else
+#define TARGET                                                                         \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2," \
+                          "avx512vnni,fma,f16c,bmi,popcnt")))
+#endif
+#define INLINE inline TARGET __attribute__((always_inline))
+#define PANEL 8
+#define STRIP 64
+
+typedef int8_t entry;
+typedef __m512i numbers;
+typedef __m512i sums;
+#include "int4_avx512.h"
+
+static INLINE numbers expand_pair(const uint8_t *values, __mmask64 mask, __m512i zero) {
+    return expand_codes(values, mask, zero);
+}
+
+static INLINE sums multiply_pair(sums sum, const numbers *weights, const entry *x) {
+    const __m512i both_rows = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)x));
+    return _mm512_dpbusd_epi32(sum, *weights, both_rows);
+}
+
+/* The zero codes stand in lane 0 and lane 8. A later part of a group begins with nothing. */
+static INLINE sums start_group(const tamp_int4_product *p, int64_t row, int64_t groups, int64_t group,
+                               __m512i zero) {
+    if (group < 0) return _mm512_setzero_si512();
+    const __m512i once = _mm512_maskz_mov_epi8((__mmask64)1 << 32 | 1, zero);
+    return _mm512_mullo_epi32(once, _mm512_set1_epi32(-p->x_sums[row * groups + group]));
+}
+
+static INLINE __m512 finish_group(sums sum) { return _mm512_cvtepi32_ps(sum); }
+
+DEFINE_CHUNK(only, 1, EXPAND)
+DEFINE_CHUNK(only, 2, EXPAND)
+DEFINE_CHUNK(only, 3, EXPAND)
+DEFINE_CHUNK(only, 4, EXPAND)
+DEFINE_CHUNK(only, 5, EXPAND)
+DEFINE_CHUNK(only, 6, EXPAND)
+DEFINE_CHUNK(only, 7, EXPAND)
+DEFINE_CHUNK(only, 8, EXPAND)
+DEFINE_CHUNK(keep, 8, EXPAND_AND_KEEP)
+DEFINE_CHUNK(later, 1, REUSE)
+DEFINE_CHUNK(later, 2, REUSE)
+DEFINE_CHUNK(later, 3, REUSE)
+DEFINE_CHUNK(later, 4, REUSE)
+DEFINE_CHUNK(later, 5, REUSE)
+DEFINE_CHUNK(later, 6, REUSE)
+DEFINE_CHUNK(later, 7, REUSE)
+DEFINE_CHUNK(later, 8, REUSE)
+
+static TARGET int multiply_blocks(const tamp_int4_weight *w, const tamp_int4_product *p, int64_t begin,
+                                  int64_t end) {
+    static const chunk_kernel only[PANEL] = {only_1, only_2, only_3, only_4,
+                                             only_5, only_6, only_7, only_8};
+    static const chunk_kernel later[PANEL] = {later_1, later_2, later_3, later_4,
+                                              later_5, later_6, later_7, later_8};
+    return multiply_all(w, p, begin, end, only, keep_8, later);
+}
+
+static int supported(void) { return __builtin_cpu_supports("avx512vnni"); }
+
+const tamp_int4_kernel tamp_int4_vnni = {
+    .entry = ENTRY_INT8,
+    .panel = PANEL,
+    .strip = STRIP,
+    .most_rows = INT64_MAX,
+    .supported = supported,
+    .multiply = multiply_blocks,
+};
+#endif
