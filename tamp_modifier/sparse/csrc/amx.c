@@ -1,6 +1,7 @@
 /* The path for bf16, and fp16 where the processor can, with AMX: how x lies, and the kernel for few rows.
  */
 #include "amx.h"
+#include "tamp_int4.h"
 #include "tamp_int8.h"
 
 #ifdef TAMP_AMX
@@ -187,6 +188,7 @@ const tamp_path tamp_path_amx = {
     .most_rows = INT64_MAX, /* the same instructions as a dense product, and less to read */
     .moves = &tamp_moves_avx512,
     .int8 = &tamp_int8_amx,
+    .int4 = &tamp_int4_amx,
 };
 #else
 TAMP_ABSENT_PATH(amx);

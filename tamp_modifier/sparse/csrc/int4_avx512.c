@@ -1,10 +1,9 @@
 /* 4-bit weights with AVX-512 and VBMI2, computing in fp32: x in fp16 and fp32 everywhere, in bf16 where the
  * processor has no AVX-512 BF16. Of the four bytes of each 32 bits every one becomes a register of fp32
  * through a table (vpermi2ps): x lies by remainders of 4. */
-#include "tamp_int4.h"
+#include "int4_codes.h"
 
 #ifdef TAMP_X86
-#include <immintrin.h>
 
 #define INLINE inline TARGET_AVX512 __attribute__((always_inline))
 #define TARGET TARGET_AVX512
@@ -24,8 +23,7 @@ static const float differences[32] = {0,   1,  2,  3,  4,  5,   6,   7,   8,   9
                                       -10, -9, -8, -7, -6, -5,  -4,  -3,  -2,  -1};
 
 static INLINE numbers expand_pair(const uint8_t *values, __mmask64 mask, __m512i zero) {
-    const __m512i codes = expand_codes(values, mask, _mm512_setzero_si512());
-    const __m512i bytes = _mm512_mask_sub_epi8(codes, mask, codes, zero);
+    const __m512i bytes = expand_differences(values, mask, zero);
     const __m512i low = _mm512_loadu_si512(differences), high = _mm512_loadu_si512(differences + 16);
     numbers n;
 #pragma GCC unroll 4

@@ -22,19 +22,6 @@ static INLINE sums start_group(const tamp_int4_product *p, int64_t row, int64_t 
                                __m512i zero);
 static INLINE __m512 finish_group(sums sum);
 
-/* 64 codes of a pair in their places, what is not kept of `others`. */
-static INLINE __m512i expand_codes(const uint8_t *values, __mmask64 mask, __m512i others) {
-    const __m512i wide = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)values));
-    const __m512i low = _mm512_set1_epi8(15); /* (wide | wide << 4) & 15 in each byte */
-    const __m512i codes = _mm512_ternarylogic_epi32(wide, _mm512_slli_epi16(wide, 4), low, 0xa8);
-    return _mm512_mask_expand_epi8(others, mask, codes);
-}
-
-/* The first half of the lanes for the first row of a pair, the others for the second. */
-static INLINE __m512i halves(__m256i first, __m256i second) {
-    return _mm512_inserti64x4(_mm512_castsi256_si512(first), second, 1);
-}
-
 typedef enum { EXPAND, EXPAND_AND_KEEP, REUSE } way;
 
 /* Adds the products of a chunk of a block with m rows of x, from `row` on, to the totals. `kept`: the
@@ -51,8 +38,7 @@ static INLINE const uint8_t *multiply_chunk(const tamp_int4_weight *w, const tam
         sums sum[TILE_PAIRS][PANEL];
 #pragma GCC unroll 2
         for (int pair = 0; pair < TILE_PAIRS; pair++) {
-            zero[pair] = halves(_mm256_set1_epi8((char)int4_zero(w, block, group, 2 * pair)),
-                                _mm256_set1_epi8((char)int4_zero(w, block, group, 2 * pair + 1)));
+            zero[pair] = pair_zero(w, block, group, pair);
 #pragma GCC unroll 8
             for (int i = 0; i < m; i++)
                 sum[pair][i] =

@@ -1,9 +1,8 @@
 /* 4-bit weights and x in bf16, with AVX-512 BF16. Even and odd bytes each become a register of bf16 through
  * a table (vpermw); even columns of x lie before odd ones. */
-#include "tamp_int4.h"
+#include "int4_codes.h"
 
 #ifdef TAMP_X86
-#include <immintrin.h>
 
 #define INLINE inline TARGET_AVX512BF16 __attribute__((always_inline))
 #define TARGET TARGET_AVX512BF16
@@ -11,24 +10,12 @@
 #define STRIP 64
 
 typedef uint16_t entry;
-typedef struct {
-    __m512i even, odd;
-} numbers;
+typedef bf16_pair numbers;
 typedef __m512 sums;
 #include "int4_avx512.h"
 
-/* bf16 of code - zero modulo 32, which is -15 to 15. */
-static const uint16_t differences[32] = {0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0,
-                                         0x4100, 0x4110, 0x4120, 0x4130, 0x4140, 0x4150, 0x4160, 0x4170,
-                                         0xc180, 0xc170, 0xc160, 0xc150, 0xc140, 0xc130, 0xc120, 0xc110,
-                                         0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80};
-
 static INLINE numbers expand_pair(const uint8_t *values, __mmask64 mask, __m512i zero) {
-    const __m512i codes = expand_codes(values, mask, _mm512_setzero_si512());
-    const __m512i bytes = _mm512_mask_sub_epi8(codes, mask, codes, zero);
-    const __m512i table = _mm512_loadu_si512(differences);
-    return (numbers){_mm512_permutexvar_epi16(bytes, table),
-                     _mm512_permutexvar_epi16(_mm512_srli_epi16(bytes, 8), table)};
+    return expand_bf16(values, mask, zero);
 }
 
 static INLINE __m512bh both_rows(const entry *x) {

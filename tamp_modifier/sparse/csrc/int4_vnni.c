@@ -1,9 +1,8 @@
 /* 4-bit weights and x rounded to int8, with VNNI: codes are the unsigned bytes of vpdpbusd, where nothing
  * is kept the zero code, so that the sum over a group is too large by zero * the sum of x over it. */
-#include "tamp_int4.h"
+#include "int4_codes.h"
 
 #ifdef TAMP_X86
-#include <immintrin.h>
 
 #ifdef TAMP_EMULATED
 #define TARGET

@@ -58,7 +58,8 @@ struct tamp_int4 {
     /* Writes the weights of a block to [4, stride], whole tiles. Returns 1 if mask and offsets disagree. */
     int (*expand)(const tamp_int4_weight *w, int64_t block, float *dense, int64_t stride);
 };
-extern const struct tamp_int4 tamp_int4_portable, tamp_int4_avx2, tamp_int4_avx512, tamp_int4_avx512bf16;
+extern const struct tamp_int4 tamp_int4_portable, tamp_int4_avx2, tamp_int4_avx512, tamp_int4_avx512bf16,
+    tamp_int4_amx;
 /* x in int8 with VNNI, for the path avx512, whose base does not have these instructions. */
 extern const tamp_int4_kernel tamp_int4_vnni;
 /* Column c of a tile is at place [c]: even columns before odd ones, and by remainders of 4. */
