@@ -155,7 +155,9 @@ def _linear(
     if features == 0:
         return out.zero_() if bias is None else out.copy_(bias.expand_as(out))
     rows = x.numel() // features
-    flat, target = x.reshape(rows, features), out.view(rows, out_features)
+    flat, target = x, out
+    if x.dim() != 2:
+        flat, target = x.reshape(rows, features), out.view(rows, out_features)
     if (
         native.available()
         and x.device.type == "cpu"

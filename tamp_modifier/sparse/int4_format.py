@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,7 +81,9 @@ class PackedInt4:
 
     def to(self, device: torch.device | str) -> PackedInt4:
         """Return the same weight on another device."""
-        moved = {name: tensor.to(device) for name, tensor in self._tensors().items()}
+        moved: dict[str, Any] = {
+            name: tensor.to(device) for name, tensor in self._tensors().items()
+        }
         return dataclasses.replace(self, **moved)
 
 
@@ -112,12 +115,14 @@ def blocked(rows: Tensor) -> Tensor:
     missing = -rows.shape[0] % BLOCK_ROWS
     if missing:
         rows = torch.cat([rows, rows.new_zeros(missing, rows.shape[1])])
-    return rows.view(-1, BLOCK_ROWS, rows.shape[1]).transpose(1, 2).contiguous()
+    blocks = rows.shape[0] // BLOCK_ROWS
+    return rows.view(blocks, BLOCK_ROWS, rows.shape[1]).transpose(1, 2).contiguous()
 
 
 def unblocked(blocks: Tensor, out_features: int) -> Tensor:
     """Bring ``[blocks, groups, 4]`` back to ``[out, groups]``."""
-    return blocks.transpose(1, 2).reshape(-1, blocks.shape[1])[:out_features].contiguous()
+    rows = blocks.transpose(1, 2).reshape(blocks.shape[0] * BLOCK_ROWS, blocks.shape[1])
+    return rows[:out_features].contiguous()
 
 
 def pair_bytes(mask: Tensor) -> Tensor:

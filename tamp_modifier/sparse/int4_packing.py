@@ -207,7 +207,8 @@ def torch_codes(packed: PackedInt4, begin: int, end: int) -> Tensor:
         tiled = _zero_codes(packed, first, stop).expand(stop - first, tiles, 4, TILE_COLUMNS)
         tiled = tiled.contiguous()
         tiled[mask_bits(mask)] = halves[_code_places(mask)]
-        parts.append(tiled.transpose(1, 2).reshape(-1, tiles * TILE_COLUMNS))
+        rows = (stop - first) * BLOCK_ROWS
+        parts.append(tiled.transpose(1, 2).reshape(rows, tiles * TILE_COLUMNS))
     rows = max(0, min(packed.shape[0], end * BLOCK_ROWS) - begin * BLOCK_ROWS)
     codes = torch.cat(parts) if parts else packed.values.new_empty(0, tiles * TILE_COLUMNS)
     return codes[:rows, : packed.shape[1]].contiguous()

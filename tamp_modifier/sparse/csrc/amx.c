@@ -60,8 +60,8 @@ INLINE_AMX __m256i bf16_of_sums(__m512 sums) {
 }
 
 /* See tamp_tiles. */
-static TARGET_AMX void store_tile(const void *product, int64_t row, int64_t rows, int first,
-                                  const void *sums) {
+TARGET_AMX void tamp_store_tile(const void *product, int64_t row, int64_t rows, int first,
+                                const void *sums) {
     const tamp_product *p = product;
     const __mmask16 inside = (__mmask16)(rows < TILE_ROWS ? (1u << rows) - 1 : 0xffff);
     const __m512 bias = p->bias ? _mm512_maskz_loadu_ps(inside, p->bias + row) : _mm512_setzero_ps();
@@ -138,7 +138,7 @@ TARGET_AMX int tamp_multiply_tiles(const tamp_weight *w, const tamp_tiles *p, in
 }
 
 static int multiply_blocks(const tamp_weight *w, const tamp_product *p, int64_t begin, int64_t end) {
-    const tamp_tiles tiles = {p->x, p->m, p->dtype, p, store_tile};
+    const tamp_tiles tiles = {p->x, p->m, p->dtype, p, tamp_store_tile};
     return tamp_multiply_tiles(w, &tiles, begin, end);
 }
 

@@ -225,6 +225,8 @@ INLINE_AMX int64_t rows_until(const tamp_weight *w, int64_t block, int64_t end) 
     return stop - block * BLOCK_ROWS;
 }
 
+/* `store` of a tamp_product, with sums in fp32. */
+void tamp_store_tile(const void *product, int64_t row, int64_t rows, int first, const void *sums);
 /* Multiplies blocks [begin, end) of a weight of the kind that `p` says with any number of rows of x. */
 int tamp_multiply_tiles(const tamp_weight *w, const tamp_tiles *p, int64_t begin, int64_t end);
 /* The same with the tiles configured, for more rows than the level-2 cache holds or four tiles of sums. */

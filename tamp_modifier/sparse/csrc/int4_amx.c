@@ -129,7 +129,7 @@ static TARGET_AMX int multiply_strip(int4_strip *s, const tamp_int4_product *p, 
     const int64_t row = block * BLOCK_ROWS;
     const int64_t rows = (stop * BLOCK_ROWS < w->rows ? stop * BLOCK_ROWS : w->rows) - row;
     const tamp_product product = {.m = p->m, .dtype = p->dtype, .bias = p->bias, .y = p->y, .ldy = p->ldy};
-    for (int g = 0; g < groups; g++) store_tile(&product, row, rows, g * TILE_ROWS, s->totals[g]);
+    for (int g = 0; g < groups; g++) tamp_store_tile(&product, row, rows, g * TILE_ROWS, s->totals[g]);
     return 0;
 }
 

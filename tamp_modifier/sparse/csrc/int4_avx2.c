@@ -314,7 +314,7 @@ static const tamp_int4_kernel fp32 = {
     .entry = ENTRY_FP32,
     .panel = PANEL,
     .strip = STRIP,
-    .most_rows = 16,
+    .most_rows = 48, /* measured on Zen 3, against torch's fp32 product */
     .multiply = multiply_blocks,
 };
 const struct tamp_int4 tamp_int4_avx2 = {.fp32 = &fp32, .expand = expand};
