@@ -8,6 +8,7 @@
 
 #ifdef TAMP_AMX
 
+#define MOST_GROUPS 4 /* groups of 16 rows of x whose sums tiles 0 to 3 hold */
 #define CHUNK_TILES 16
 #define STRIP (16 * TILE_ROWS) /* rows of x */
 #define FAR_BYTES 2048         /* prefetched ahead, in each of the four streams */
