@@ -157,7 +157,7 @@ bench-kernels: $(SERVE_STAMP) ## one Linear: the sparse kernel against torch, on
 
 .PHONY: bench-kernels-int8
 bench-kernels-int8: $(SERVE_STAMP) ## one INT8 Linear: the sparse kernel against vLLM's oneDNN and torch
-	@$(SERVE_BIN)/python -m benchmarks.int8_kernels --output output/bench-kernels-int8.json $(ARGS)
+	@$(SERVE_BIN)/python -m benchmarks.kernels_int8 --output output/bench-kernels-int8.json $(ARGS)
 .PHONY: bench-kernels-int4
 bench-kernels-int4: $(SERVE_STAMP) ## one 4-bit Linear: the sparse kernel against torch and vLLM
 	@$(SERVE_BIN)/python -m benchmarks.kernels_int4 --output output/bench-kernels-int4.json $(ARGS)

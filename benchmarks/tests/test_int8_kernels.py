@@ -1,4 +1,4 @@
-"""`benchmarks/int8_kernels.py` runs from end to end; what it measures is not judged here."""
+"""`benchmarks/kernels_int8.py` runs from end to end; what it measures is not judged here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def test_every_kernel_is_measured(tmp_path: Path) -> None:
     sizes = ["--shapes", "64x96", "--rows", "1", "9", "--sparsities", "0.5", "--rounds", "3"]
     output = tmp_path / "result.json"
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.int8_kernels", *sizes, "--markdown", "--output", output],
+        [sys.executable, "-m", "benchmarks.kernels_int8", *sizes, "--markdown", "--output", output],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,

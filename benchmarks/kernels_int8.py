@@ -4,7 +4,7 @@ As in `benchmarks.kernels`: one thread, all kernels of a shape take turns, the f
 counts. Seconds are processor time of the thread, which leaves out the waiting on a busy machine.
 Activations are quantized beforehand, for all kernels; results are bfloat16, or what a kernel has.
 
-    python -m benchmarks.int8_kernels --output output/bench-kernels-int8.json [--markdown]
+    python -m benchmarks.kernels_int8 --output output/bench-kernels-int8.json [--markdown]
 
 Dense kernels: oneDNN as vLLM calls it, where vLLM is installed; torch's quantized linear through
 oneDNN and FBGEMM; torch._int_mm, whose result still has to be scaled. FBGEMM and oneDNN's kernel
