@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tamp_modifier.sparse import native
+from tamp_modifier.sparse import gpu_table, native
 from tamp_modifier.sparse.format import (
     BLOCK_ROWS,
     COMPUTE_DTYPES,
@@ -21,9 +21,6 @@ from tamp_modifier.sparse.format import (
 )
 from tamp_modifier.sparse.packing import unpack, unpack_blocks
 
-# On a GPU more rows of x than this are multiplied by a dense GEMM with the expanded weight, fewer
-# by the Triton kernel. Not measured yet: see docs/benchmarks.md. `native.most_rows` is for CPUs.
-GPU_SPARSE_ROWS = 8
 # Bytes of one expanded part: fits the level-2 cache together with its share of x.
 EXPANDED_BYTES = 2 << 20
 
@@ -137,12 +134,13 @@ def gpu_linear(
         shape = (out_features, x.shape[-1])
         dense = unpack_blocks(mask, values, offsets, shape, (0, mask.shape[0]))
         return torch.nn.functional.linear(x, dense, bias)
-    if flat.shape[0] > GPU_SPARSE_ROWS:
+    choice = gpu_table.choice("float", x.device)
+    if flat.shape[0] > choice.sparse_rows:
         dense = triton_kernels.expand(mask, values, offsets, (out_features, x.shape[-1]))
         return torch.nn.functional.linear(x, dense, bias)
     out = x.new_empty(*x.shape[:-1], out_features)
     bias = None if bias is None else bias.contiguous()
-    triton_kernels.multiply(flat, mask, values, offsets, out.view(-1, out_features), bias)
+    triton_kernels.multiply(flat, mask, values, offsets, out.view(-1, out_features), bias, choice)
     return out
 
 

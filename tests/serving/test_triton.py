@@ -9,7 +9,7 @@ import sys
 COMPARE = """
 import torch
 from tamp_modifier import sparse
-from tamp_modifier.sparse import ops, triton_kernels
+from tamp_modifier.sparse import gpu_table, ops, triton_kernels
 
 torch.manual_seed(0)
 for dtype in (torch.bfloat16, torch.float16, torch.float32):
@@ -27,7 +27,8 @@ for dtype in (torch.bfloat16, torch.float16, torch.float32):
             bound = x.double().abs() @ weight.double().abs().t() + bias.double().abs()
             assert ((y - exact).abs() <= exact.abs() * rounding + bound * 2**-20).all()
 packed.mask.fill_(-1)
-triton_kernels.multiply(torch.ones(1, 64), *tensors, torch.empty(1, 6), None)
+choice = gpu_table.choice("float", torch.device("cpu"))
+triton_kernels.multiply(torch.ones(1, 64), *tensors, torch.empty(1, 6), None, choice)
 print("equal")
 """
 
