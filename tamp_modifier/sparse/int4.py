@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tamp_modifier.sparse import native, native_int4
+from tamp_modifier.sparse import gpu, native, native_int4
 from tamp_modifier.sparse.format import BLOCK_ROWS, COMPUTE_DTYPES, TILE_COLUMNS
 from tamp_modifier.sparse.int4_format import (
     SYMMETRIC_ZERO,
@@ -165,6 +165,8 @@ def _linear(
     ):
         bias = None if bias is None else bias.contiguous()
         native_int4.linear(flat.contiguous(), packed, bias, int8_activations, target)
+    elif x.device.type == "cuda" and not int8_activations and gpu.available():
+        gpu.linear_int4(flat, packed, bias, target)
     else:
         _expanded_linear(flat, packed, bias, int8_activations, target)
     return out
