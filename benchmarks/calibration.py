@@ -153,7 +153,7 @@ def measure(model_name: str, method: str, samples: int) -> dict[str, float]:
 
 
 def prune(model: Any, processor: Any, loader: Any, method: str) -> None:
-    """Prunes the text decoder with one of ``METHODS``."""
+    """Prunes the text decoder with one of ``METHODS``, or with the preset "best"."""
     from llmcompressor import oneshot
     from llmcompressor.modifiers.pruning import SparseGPTModifier, WandaPruningModifier
 
@@ -166,6 +166,7 @@ def prune(model: Any, processor: Any, loader: Any, method: str) -> None:
         "SparseGPT": lambda: SparseGPTModifier(sparsity=SPARSITY, targets=[layer]),
         "TAMP": lambda: TAMPModifier(sparsity=SPARSITY),
         "TAMP one_pass": lambda: TAMPModifier(sparsity=SPARSITY, one_pass=True),
+        "best": lambda: TAMPModifier(sparsity=SPARSITY, preset="best"),
     }
     oneshot(
         model=model,

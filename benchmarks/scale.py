@@ -117,13 +117,13 @@ def write_model(folder: Path, layers: int) -> None:
     make(check_config(layers), dtype=torch.bfloat16).save_pretrained(folder)
 
 
-def batches() -> Any:
+def batches(count: int = CHECK_SAMPLES) -> Any:
     """Loader of pictures of noise in random text."""
     import torch
     from torch.utils.data import DataLoader
 
     samples = []
-    for _ in range(CHECK_SAMPLES):
+    for _ in range(count):
         text = torch.randint(100, 8000, (TEXT_TOKENS,))
         ids = torch.cat([text[:16], torch.full((IMAGE_TOKENS,), IMAGE_ID), text[16:]])[None]
         pixels = torch.randn(1, 3, 192, 192).bfloat16()
