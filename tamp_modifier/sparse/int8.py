@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from tamp_modifier.sparse import native
+from tamp_modifier.sparse import gpu, native
 from tamp_modifier.sparse.format import (
     BLOCK_ROWS,
     COMPUTE_DTYPES,
@@ -204,9 +204,9 @@ def _linear_int8(
     flat = x.reshape(-1, x.shape[-1]).contiguous()
     target = out.view(-1, out_features)
     if not (native.available() and x.device.type == "cpu"):
-        _torch_linear(
-            flat, x_scale, x_zero, mask, values, offsets, weight_scale, sums, target, bias
-        )
+        on_gpu = x.device.type == "cuda" and gpu.available()
+        multiply = gpu.linear_int8 if on_gpu else _torch_linear
+        multiply(flat, x_scale, x_zero, mask, values, offsets, weight_scale, sums, target, bias)
         return out
     native.linear_int8(
         flat,
