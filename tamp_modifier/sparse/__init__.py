@@ -6,6 +6,7 @@ Needs torch and nothing else of this package.
 from __future__ import annotations
 
 from tamp_modifier.sparse.format import PackedWeight
+from tamp_modifier.sparse.grouped import linear_grouped, pack_groups, unpack_groups
 from tamp_modifier.sparse.int4 import (
     PackedInt4,
     col_slice_int4,
@@ -41,15 +42,18 @@ __all__ = [
     "dequantize_int4",
     "from_tensors",
     "linear",
-    "linear_int8",
+    "linear_grouped",
     "linear_int4",
+    "linear_int8",
     "pack",
+    "pack_groups",
     "pack_int4",
     "row_slice",
-    "row_sums",
     "row_slice_int4",
+    "row_sums",
     "to_tensors",
     "unpack",
+    "unpack_groups",
     "unpack_int4",
     "validate",
     "validate_int4",

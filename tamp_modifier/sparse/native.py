@@ -55,6 +55,13 @@ _SIGNATURES = {
     "tamp_int4_unpack": (_int, [_pointer, _pointer]),
     "tamp_int4_expand": (_int, [_pointer, _int64, _int64, _pointer, _int64]),
     "tamp_int4_linear": (_int, [_pointer, _int64, _int64, _int] + [_pointer] * 4 + [_int]),
+    "tamp_linear_grouped": (
+        _int,
+        [_pointer, _int64, _int, _pointer, _int64, _int64]
+        + [_pointer] * 3
+        + [_int64] * 3
+        + [_pointer] * 2,
+    ),
 }
 
 
@@ -315,6 +322,10 @@ def linear_int8(
     x: Tensor,
     x_scale: Tensor,
     x_zero: Tensor | None,
+def linear_grouped(
+    x: Tensor,
+    bounds: Tensor,
+    most: int,
     mask: Tensor,
     values: Tensor,
     offsets: Tensor,
@@ -354,6 +365,37 @@ def linear_int8(
             out.data_ptr(),
         )
     )
+    out: Tensor,
+    bias: Tensor | None,
+) -> None:
+    """Write the product of each group of rows with its weight to `out`, as `sparse.grouped` says.
+
+    Groups of more than `most` rows are left out. x ``[rows, in]``, `out` and `bias` are contiguous.
+
+    Raises:
+        ValueError: the bounds do not ascend within the rows of `x`.
+        MemoryError: no room for the scratch copy of `x`.
+        RuntimeError: mask and offsets disagree.
+    """
+    status = library().tamp_linear_grouped(
+        x.data_ptr(),
+        x.shape[0],
+        DTYPES[x.dtype],
+        bounds.data_ptr(),
+        bounds.shape[0] - 1,
+        most,
+        mask.data_ptr(),
+        values.data_ptr(),
+        offsets.data_ptr(),
+        kept,
+        out.shape[1],
+        x.shape[1],
+        0 if bias is None else bias.data_ptr(),
+        out.data_ptr(),
+    )
+    if status == 3:
+        raise ValueError("bounds must ascend and lie within the rows of x")
+    _raise_for(status)
 
 
 def _raise_for(status: int) -> None:

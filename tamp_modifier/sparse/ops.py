@@ -25,7 +25,7 @@ from tamp_modifier.sparse.packing import unpack, unpack_blocks
 EXPANDED_BYTES = 2 << 20
 
 
-def _check(
+def check_operands(
     x: Tensor, mask: Tensor, values: Tensor, offsets: Tensor, out_features: int, bias: Tensor | None
 ) -> None:
     """All that can be checked without reading the tensors; called for every product."""
@@ -93,7 +93,7 @@ def cpu_linear(
 
     Arguments, result and errors as in `linear`; `mask`, `values` and `offsets` are the weight.
     """
-    _check(x, mask, values, offsets, out_features, bias)
+    check_operands(x, mask, values, offsets, out_features, bias)
     in_features = x.shape[-1]
     out = x.new_empty(*x.shape[:-1], out_features)
     if out.numel() == 0:
@@ -123,7 +123,7 @@ def gpu_linear(
 
     Arguments, result and errors as in `linear`; without Triton the weight is expanded by torch.
     """
-    _check(x, mask, values, offsets, out_features, bias)
+    check_operands(x, mask, values, offsets, out_features, bias)
     flat = x.reshape(x.numel() // max(1, x.shape[-1]), x.shape[-1]).contiguous()
     if flat.numel() == 0 or out_features == 0:
         out = x.new_zeros(*x.shape[:-1], out_features)

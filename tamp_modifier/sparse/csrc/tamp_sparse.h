@@ -126,6 +126,10 @@ TAMP_PATHS(TAMP_DECLARE_PATH)
 /* What a path's file defines where it is compiled for another processor. */
 #define TAMP_ABSENT_PATH(NAME) const tamp_path tamp_path_##NAME = {.name = #NAME}
 
+/* y = x @ weight.T + bias; see dispatch.c. */
+EXPORT int tamp_linear(const void *x, int64_t m, int64_t x_stride, int dtype, const uint32_t *mask,
+                       const void *values, const int64_t *offsets, int64_t kept, int64_t rows,
+                       int64_t columns, const void *bias, void *y);
 /* The path in use. */
 const tamp_path *tamp_current_path(void);
 /* Calls work(context, begin, end) on ranges that cover [0, count), in parallel where OpenMP runs. */
