@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from vllm.config import get_current_vllm_config
 from vllm.model_executor.layers.fused_moe import RoutedExperts
 from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import (
     UnquantizedFusedMoEMethod,
@@ -27,7 +26,7 @@ from tamp_modifier.checkpoint.integrity import check_folder
 from tamp_modifier.checkpoint.marker import INNER_KEY, QUANT_METHOD, Marker, find_marker
 from tamp_modifier.checkpoint.served import COMPRESSED_TENSORS
 from tamp_modifier.sparse.amx import request_amx
-from tamp_modifier.vllm_plugin.linear import SparseLinearMethod, Summary
+from tamp_modifier.vllm_plugin.linear import Summary
 from tamp_modifier.vllm_plugin.names import QUANTIZATION
 from tamp_modifier.vllm_plugin.quantized import sparse_method
 from tamp_modifier.vllm_plugin.weights import Checks, UnpackingMapper
@@ -139,13 +138,7 @@ class TampSparseConfig(QuantizationConfig):
         pruned, expected = self.lookup(prefix)
         if not pruned:
             return method
-        chosen = sparse_method(method, layer, prefix, expected, self.summary)
-        if isinstance(chosen, SparseLinearMethod) and get_current_vllm_config().lora_config:
-            raise ValueError(
-                f"{prefix}: LoRA adapters on sparse Linears are not supported; leave out "
-                "--enable-lora, or serve the checkpoint dense with VLLM_PLUGINS="
-            )
-        return chosen
+        return sparse_method(method, layer, prefix, expected, self.summary)
 
     def lookup(self, prefix: str) -> tuple[bool, int | None]:
         """Look a layer up in the marker.

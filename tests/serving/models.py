@@ -128,6 +128,28 @@ def box(folder: Path) -> Path:
     return save(model, folder)
 
 
+def adapter(source: Path, folder: Path, seed: int, rank: int = 8) -> Path:
+    """A LoRA adapter, as peft saves it, for every listed Linear of a Llama."""
+    marker = json.loads((source / "config.json").read_text())[CONFIG_KEY]
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, tensor in read(source).items():
+        module = name.removesuffix(".weight")
+        if module in marker["linears"]:
+            rows, columns = tensor.shape
+            prefix = f"base_model.model.{module}"
+            a = torch.randn(rank, columns, generator=generator)
+            tensors[f"{prefix}.lora_A.weight"] = 0.1 * a
+            tensors[f"{prefix}.lora_B.weight"] = 0.3 * torch.randn(rows, rank, generator=generator)
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+    targets = sorted({name.rpartition(".")[2] for name in marker["linears"]})
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": 2 * rank}
+    config |= {"bias": "none", "target_modules": targets}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
 # -- quantized and sparse, as llm-compressor writes it --------------------------------------------
 
 

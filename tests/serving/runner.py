@@ -1,9 +1,9 @@
 """Runs vLLM in a process of its own: ``python -m tests.serving.runner JOBS RESULTS``.
 
 JOBS is a JSON list, one entry an engine: ``{"model": DIR, "options": {...}, "prompts": [...]}``. A
-prompt is text, token ids or ``{"text": ..., "picture": PATH}``. RESULTS gets, for each job, the
-generated tokens and logprobs, how each Linear keeps its weight and the memory of loading, or the
-error.
+prompt is text, token ids or ``{"text": ..., "picture": PATH}``; ``"adapters"`` has the folder of a
+LoRA adapter, or null, for each of them. RESULTS gets, for each job, the generated tokens and
+logprobs, how each Linear keeps its weight and the memory of loading, or the error.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     import torch
     from PIL import Image
     from vllm import LLM, SamplingParams
+    from vllm.lora.request import LoRARequest
 
     with watch_load() as load:
         llm = LLM(model=job["model"], **(SMALL | job.get("options", {})))
@@ -66,6 +67,12 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         else:
             picture = Image.open(prompt["picture"]).convert("RGB")
             prompts.append({"prompt": prompt["text"], "multi_modal_data": {"image": picture}})
+    adapters = job.get("adapters", [None] * len(prompts))
+    numbers = {folder: number for number, folder in enumerate(dict.fromkeys(adapters), 1)}
+    lora = [
+        None if folder is None else LoRARequest(folder, numbers[folder], folder)
+        for folder in adapters
+    ]
     sampling = SamplingParams(temperature=0, max_tokens=job.get("max_tokens", 8), logprobs=2)
     result["outputs"] = [
         {
@@ -76,7 +83,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
                 for step in output.outputs[0].logprobs
             ],
         }
-        for output in llm.generate(prompts, sampling, use_tqdm=False)
+        for output in llm.generate(prompts, sampling, use_tqdm=False, lora_request=lora)
     ]
     return result
 

@@ -184,7 +184,6 @@ REFUSED: dict[str, tuple[str, Callable[[Path], None], dict[str, Any], str]] = {
         {},
         f"{LINEAR}: the checkpoint's weight has dtype float8_e4m3fn",
     ),
-    "lora": ("llama", lambda folder: None, {"enable_lora": True}, "LoRA adapters on sparse"),
 }
 
 
