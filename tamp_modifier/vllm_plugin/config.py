@@ -26,6 +26,7 @@ from tamp_modifier.checkpoint.integrity import check_folder
 from tamp_modifier.checkpoint.marker import INNER_KEY, QUANT_METHOD, Marker, find_marker
 from tamp_modifier.checkpoint.served import COMPRESSED_TENSORS
 from tamp_modifier.sparse.amx import request_amx
+from tamp_modifier.vllm_plugin.experts import experts_method
 from tamp_modifier.vllm_plugin.linear import Summary
 from tamp_modifier.vllm_plugin.names import QUANTIZATION
 from tamp_modifier.vllm_plugin.quantized import sparse_method
@@ -131,6 +132,9 @@ class TampSparseConfig(QuantizationConfig):
             method = UnquantizedFusedMoEMethod(layer.moe_config)
         else:
             method = None
+        if isinstance(layer, RoutedExperts) and method is not None:
+            expected = self.expected_of_experts(prefix, layer)
+            return experts_method(method, layer, prefix, expected, self.summary)
         if not isinstance(layer, LinearBase) or not isinstance(
             method, (UnquantizedLinearMethod, CompressedTensorsLinearMethod)
         ):
@@ -162,6 +166,12 @@ class TampSparseConfig(QuantizationConfig):
         )
         counts = [linears[name] for name in names if name in linears]
         return bool(counts), sum(counts) if len(counts) == len(names) else None
+
+    def expected_of_experts(self, prefix: str, layer: RoutedExperts) -> int | None:
+        """Return the non-zero weights of all experts of a layer; None if not all are listed."""
+        listed = self.marker.linears or {}
+        counts = [count for name, count in listed.items() if name.startswith(f"{prefix}.")]
+        return sum(counts) if len(counts) == 3 * layer.global_num_experts else None
 
     # -- what vLLM asks while it loads the weights ------------------------------------------------
 

@@ -48,15 +48,23 @@ class Summary:
             )
 
 
-def keep_packed(layer: Any, packed: sparse.PackedWeight) -> None:
-    """Put a packed weight into `layer` in place of its dense one.
+def register_packed(layer: Any, prefix: str, packed: sparse.PackedWeight) -> None:
+    """Give `layer` the parameters ``PREFIX_mask``, ``PREFIX_values`` and ``PREFIX_offsets``.
 
-    Plain parameters, so that torch.compile sees them as inputs of the graph. What remains of
-    ``weight`` is empty, as vLLM's own CPU path leaves it: some models read its dtype.
+    Plain parameters, so that torch.compile sees them as inputs of the graph.
     """
     for name in ("mask", "values", "offsets"):
         tensor = nn.Parameter(getattr(packed, name), requires_grad=False)
-        layer.register_parameter(f"weight_{name}", tensor)
+        layer.register_parameter(f"{prefix}_{name}", tensor)
+
+
+def keep_packed(layer: Any, packed: sparse.PackedWeight) -> None:
+    """Put a packed weight into `layer` in place of its dense one.
+
+    What remains of ``weight`` is empty, as vLLM's own CPU path leaves it: some models read its
+    dtype.
+    """
+    register_packed(layer, "weight", packed)
     layer.sparse_shape = packed.shape
     empty = torch.empty(0, dtype=packed.dtype, device=packed.device)
     layer.weight = nn.Parameter(empty, requires_grad=False)

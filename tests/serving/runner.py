@@ -30,15 +30,17 @@ SMALL = {
 
 
 def weight_report(model: Any) -> dict[str, Any]:
-    """How each Linear keeps its weight: method and bytes."""
+    """How each Linear, and the experts of each layer, keep their weights: method and bytes."""
+    from vllm.model_executor.layers.fused_moe import RoutedExperts
     from vllm.model_executor.layers.linear import LinearBase
 
-    linears = {}
+    report: dict[str, Any] = {"linears": {}, "experts": {}}
     for name, module in model.named_modules():
-        if isinstance(module, LinearBase):
-            size = sum(p.nbytes for key, p in module.named_parameters() if "weight" in key)
-            linears[name] = [type(module.quant_method).__name__, size]
-    return linears
+        if isinstance(module, LinearBase | RoutedExperts):
+            kind = "linears" if isinstance(module, LinearBase) else "experts"
+            size = sum(p.nbytes for key, p in module.named_parameters() if "bias" not in key)
+            report[kind][name] = [type(module.quant_method).__name__, size]
+    return report
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
@@ -57,7 +59,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
     }
     if "tensor_parallel_size" not in job.get("options", {}):
-        result["linears"] = llm.apply_model(weight_report)[0]
+        result |= llm.apply_model(weight_report)[0]
     prompts: list[Any] = []
     for prompt in job["prompts"]:
         if isinstance(prompt, str):
