@@ -92,6 +92,8 @@ def experts_method(
 class _WholeParameter(nn.Parameter):
     """A meta tensor whose `copy_` brings all experts: gpt-oss does not call their loader."""
 
+    load_whole: Callable[[Tensor], None]
+
     def copy_(self, source: Tensor, non_blocking: bool = False) -> Tensor:
         self.load_whole(source)
         return self
@@ -173,7 +175,7 @@ class SparseExpertsMethod(FusedMoEMethodBase):
             )
 
     def _pack(self, layer: Any, part: str, weight: Tensor) -> None:
-        """Pack one part, ``[experts, out, in]``; the experts are judged when all parts have come."""
+        """Pack one part ``[experts, out, in]``; with the last of them the experts are judged."""
         self.shapes[part] = weight.shape
         self.packed[part] = sparse.pack_groups(weight)
         if len(self.packed) == len(PARTS):
@@ -203,7 +205,7 @@ class SparseExpertsMethod(FusedMoEMethodBase):
         self.summary.add(dense_bytes, None)
 
     def _replace(self, layer: Any, part: str, weight: Tensor) -> None:
-        """Put `weight` in the place of the meta tensor; vLLM may still offer other ranks' experts."""
+        """Replace the meta tensor by `weight`; vLLM may still offer experts of other ranks."""
         parameter: Any = nn.Parameter(weight, requires_grad=False)
         parameter.weight_loader = self.deferred[part].load
         setattr(layer, f"{part}_weight", parameter)

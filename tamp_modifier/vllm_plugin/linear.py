@@ -33,14 +33,15 @@ class Summary:
     kept_bytes: int = 0
 
     def add(self, dense_bytes: int, packed_bytes: int | None) -> None:
-        """Count a loaded Linear; `packed_bytes` is None for one that stays dense."""
+        """Count a Linear, or a layer of experts; `packed_bytes` is None for what stays dense."""
         self.loaded += 1
         self.packed += packed_bytes is not None
         self.dense_bytes += dense_bytes
         self.kept_bytes += dense_bytes if packed_bytes is None else packed_bytes
         if self.loaded == self.expected:
             logger.info(
-                "%d of %d Linears are served sparse: %.1f MiB instead of %.1f MiB",
+                "%d of %d Linears and layers of experts are served sparse: "
+                "%.1f MiB instead of %.1f MiB",
                 self.packed,
                 self.loaded,
                 self.kept_bytes / 2**20,

@@ -21,6 +21,8 @@ _CONFIG = f"{_LAYERS}.quantization.base_config:QuantizationConfig"
 _TENSORS = f"{_LAYERS}.quantization.compressed_tensors"
 _TENSORS_CONFIG = f"{_TENSORS}.compressed_tensors:CompressedTensorsConfig"
 _MAPPER = "vllm.model_executor.models.utils:WeightsMapper"
+_MOE = f"{_LAYERS}.fused_moe"
+_EXPERTS = f"{_MOE}:RoutedExperts"
 _META = "vllm.model_executor.model_loader.reload.meta"
 
 # fmt: off
@@ -63,10 +65,37 @@ VLLM: tuple[Name, ...] = (
           why="overridden: checks that all has come"),
     _vllm(_LINEAR, "register_weight_loader_v2_supported_method", "(cls)",
           why="has vLLM load fused Linears part by part"),
-    _vllm(f"{_LAYERS}.fused_moe", "RoutedExperts", "", why="experts stay vLLM's own"),
-    _vllm(f"{_LAYERS}.fused_moe:RoutedExperts", "moe_config", "", why="makes their method"),
-    _vllm(f"{_LAYERS}.fused_moe.unquantized_fused_moe_method", "UnquantizedFusedMoEMethod",
-          "(moe)", why="the method of experts"),
+    # Experts of MoE layers.
+    _vllm(_MOE, "RoutedExperts", "", why="the experts that may be sparse"),
+    _vllm(_EXPERTS, "moe_config", "", why="makes their method"),
+    _vllm(_EXPERTS, "quant_method", "", why="set where experts stay dense"),
+    _vllm(_EXPERTS, "activation", "", why="applied between the two products"),
+    _vllm(_EXPERTS, "expert_map", "", why="which experts a rank has"),
+    _vllm(_EXPERTS, "local_num_experts", "", why="how many experts a rank has"),
+    _vllm(_EXPERTS, "global_num_experts", "", why="whether config.json lists all experts"),
+    _vllm(_EXPERTS, "apply_router_weight_on_input", "", why="where the router's weights go"),
+    _vllm(_EXPERTS, "weight_loader",
+          "(self, param, loaded_weight, weight_name, shard_id, expert_id, return_success)",
+          why="fills the experts of a layer"),
+    _vllm(_EXPERTS, "_map_global_expert_id_to_local_expert_id", "(self, expert_id)",
+          why="passes over the experts of other ranks"),
+    _vllm(f"{_MOE}.activation", "MoEActivation", "", why="the activations of experts"),
+    _vllm(_MOE, "FusedMoEMethodBase", "(moe)", why="subclassed: the method of sparse experts"),
+    _vllm(f"{_MOE}:FusedMoEMethodBase", "create_weights", "(self, layer, ...)",
+          why="overridden: experts on the meta device"),
+    _vllm(f"{_MOE}:FusedMoEMethodBase", "apply",
+          "(self, layer, x, topk_weights, topk_ids, shared_experts, shared_experts_input)",
+          why="overridden: multiplies with the packed experts"),
+    _vllm(f"{_MOE}:FusedMoEMethodBase", "get_fused_moe_quant_config", "(self, layer)",
+          why="overridden: asks the method of dense experts"),
+    _vllm(f"{_MOE}.config:FusedMoEConfig", "moe_parallel_config", "",
+          why="how experts are spread over ranks"),
+    _vllm(f"{_MOE}.config:FusedMoEConfig", "swiglu_limit", "", why="clamped experts stay dense"),
+    _vllm(f"{_MOE}.config:FusedMoEConfig", "is_lora_enabled", "", why="leaves experts to LoRA"),
+    _vllm(f"{_MOE}.config:FusedMoEParallelConfig", "use_all2all_kernels", "",
+          why="experts spread by data parallelism stay dense"),
+    _vllm(f"{_MOE}.unquantized_fused_moe_method", "UnquantizedFusedMoEMethod",
+          "(moe)", why="the method of dense experts"),
     # How weights are read.
     _vllm(_META, "to_meta_tensor", "(tensor)", why="a weight without memory until it is read"),
     _vllm(_META, "materialize_meta_tensor", "(meta_tensor)", why="its memory, when it is read"),
