@@ -1,8 +1,8 @@
 """Which Linears are packed: on disk by ``tamp pack``, and in memory by vLLM with the plugin.
 
 `packs` decides about the disk, `serve` about the memory. They differ where vLLM has a kernel of its
-own, as for experts: these are packed on disk and dense in memory. Inspection, packing and the
-plugin ask here, so that they agree.
+own, as for quantized experts: these are packed on disk and dense in memory. Inspection, packing and
+the plugin ask here, so that they agree.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ large batch sizes does not pay.
 """
 
 OUTPUT_HEAD = "lm_head"
+EXPERTS = ".experts."
+"""What stands in the names of experts. vLLM multiplies all of a layer with one kernel."""
 COMPRESSED_TENSORS = "compressed-tensors"
 
 
@@ -93,19 +95,20 @@ def serve(
         return False, f"refused: sparse weights with {method} are not supported"
     if name.rpartition(".")[2] == OUTPUT_HEAD:
         return False, "the output head is not pruned"
-    if ".experts." in name:
-        return False, "experts go to vLLM's own kernels"
+    experts = EXPERTS in name
+    if experts and dtype not in _short(COMPUTE_DTYPES):
+        return False, "quantized experts go to vLLM's own kernels"
     if method is None and dtype not in _short(COMPUTE_DTYPES):
         return False, f"{dtype} without quantization_config is not served packed"
     if share is None:
         return False, "stays with the stock kernel of its quantization"
-    if listed is not None and name not in listed:
+    if listed is not None and name not in listed and not experts:
         return False, "not listed in config.json"
     if not sparse_enough(*share):
         zeros = share[0] / share[1] if share[1] else 0.0
         return False, f"{zeros:.0%} zeros, under {MIN_SPARSITY:.0%}"
     if dtype in _short(COMPUTE_DTYPES):
-        return True, "sparse kernel"
+        return True, "on CPU: sparse kernel for experts" if experts else "sparse kernel"
     if _scheme_keeps(dtype, quantization):
         return True, "on CPU: 8-bit, expanded in each call"
     return False, f"{dtype} stays with the stock kernel of its quantization"
@@ -117,6 +120,8 @@ def fused(names: Sequence[str]) -> list[list[str]]:
     for name in names:
         parent, _, last = name.rpartition(".")
         parts = next((parts for parts in FUSED if last in parts), last)
+        if EXPERTS in name:
+            parent, parts = name.partition(EXPERTS)[0], EXPERTS
         groups.setdefault((parent, parts), []).append(name)
     return list(groups.values())
 

@@ -6,6 +6,7 @@ expert with its part of the packed weights. Quantized experts stay with vLLM's o
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -103,34 +104,29 @@ class DeferredExperts(DeferredWeight):
     """A `DeferredWeight` of all experts of a layer; those of other ranks are passed over."""
 
     def __init__(
-        self, layer: Any, name: str, when_full: Callable[[Tensor], None], parameter: str
+        self, layer: Any, name: str, when_full: Callable[[Tensor], None], attribute: str
     ) -> None:
-        super().__init__(layer, name, when_full, parameter)
+        super().__init__(layer, name, when_full, attribute)
+        self.layer = layer
         self._meta.__class__ = _WholeParameter
         self._meta.load_whole = self.load_whole
-
-    def load_whole(self, weight: Tensor) -> None:
-        """Take the weights of all experts of this rank at once.
-
-        Raises:
-            ValueError: another dtype or shape, or a second load of the same weight.
-        """
-        self.check(weight)
-        if weight.shape != self._meta.shape:
-            raise ValueError(
-                f"{self.name}: the checkpoint's experts have shape {tuple(weight.shape)}, "
-                f"expected is {tuple(self._meta.shape)}"
-            )
-        self.loaded = self.total
-        self._when_full(weight.to(self._meta.dtype))
 
     def load(self, param: Tensor, loaded_weight: Tensor, *args: Any, **kwargs: Any) -> Any:
         """vLLM's weight loader: whether the expert belongs to this rank, where that is asked."""
         found = self._signature.bind(param, loaded_weight, *args, **kwargs).arguments
-        expert = self.layer._map_global_expert_id_to_local_expert_id(found["expert_id"])
-        if expert == -1:
-            return False if found.get("return_success") else None
-        return super().load(param, loaded_weight, *args, **kwargs)
+        local = self.layer._map_global_expert_id_to_local_expert_id(found["expert_id"]) != -1
+        if local:
+            super().load(param, loaded_weight, *args, **kwargs)
+        return local if found.get("return_success") else None
+
+    def load_whole(self, weight: Tensor) -> None:
+        """Take the weights of all experts of this rank at once."""
+        self._loader, self._signature = _copy_whole, inspect.signature(_copy_whole)
+        super().load(self._meta, weight)
+
+
+def _copy_whole(param: Tensor, loaded_weight: Tensor) -> None:
+    param.data.copy_(loaded_weight)
 
 
 class SparseExpertsMethod(FusedMoEMethodBase):

@@ -40,13 +40,13 @@ def release_memory() -> None:
 
 
 class DeferredWeight:
-    """Replaces ``layer.weight`` by a meta tensor and collects its shards.
+    """Replaces a weight of `layer` by a meta tensor and collects its shards.
 
     Args:
-        layer: a vLLM layer whose ``weight`` has just been created.
+        layer: a vLLM layer whose weight has just been created.
         name: the layer's name, for messages.
         when_full: called once with the whole weight of this rank.
-        parameter: the attribute of the layer, if it is not "weight".
+        attribute: the weight's name in the layer.
     """
 
     def __init__(
@@ -54,10 +54,9 @@ class DeferredWeight:
         layer: Any,
         name: str,
         when_full: Callable[[Tensor], None],
-        parameter: str = "weight",
+        attribute: str = "weight",
     ) -> None:
-        weight = getattr(layer, parameter)
-        self.layer = layer
+        weight = getattr(layer, attribute)
         self.name = name
         self.loaded = 0
         self.total = weight.numel()
@@ -67,38 +66,18 @@ class DeferredWeight:
         self._loader: Callable[..., Any] = weight.weight_loader
         self._signature = inspect.signature(self._loader)
         self._when_full = when_full
-        delattr(layer, parameter)
+        delattr(layer, attribute)
         self._meta: Any = to_meta_tensor(weight)
         self._meta.weight_loader = self.load
-        layer.register_parameter(parameter, self._meta)
+        layer.register_parameter(attribute, self._meta)
 
     @property
     def complete(self) -> bool:
         """Whether every weight has come."""
         return self.loaded >= self.total
 
-    def load(self, param: Tensor, loaded_weight: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """vLLM's weight loader: copies one shard to its place and returns what the loader returns.
-
-        Raises:
-            ValueError: a dtype that cannot be served, or a second load of the same weight.
-        """
-        self.check(loaded_weight)
-        if self.dense is None:
-            with self.device:
-                self.dense = materialize_meta_tensor(self._meta)
-        bound = self._signature.bind(self.dense, loaded_weight, *args, **kwargs)
-        bound.apply_defaults()
-        with torch.no_grad():
-            loaded, result = get_numel_loaded(self._loader, bound)
-        self.loaded += loaded
-        if self.complete:
-            dense, self.dense = self.dense, None
-            self._when_full(dense.data)
-        return result
-
-    def check(self, loaded_weight: Tensor) -> None:
-        """Refuse a shard that cannot be taken.
+    def load(self, param: Tensor, loaded_weight: Tensor, *args: Any, **kwargs: Any) -> None:
+        """vLLM's weight loader: copies one shard to its place.
 
         Raises:
             ValueError: a dtype that cannot be served, or a second load of the same weight.
@@ -118,6 +97,17 @@ class DeferredWeight:
                 f"allowed are {', '.join(map(_short, allowed))}"
             )
         self.converted |= loaded_weight.dtype != self._meta.dtype
+        if self.dense is None:
+            with self.device:
+                self.dense = materialize_meta_tensor(self._meta)
+        bound = self._signature.bind(self.dense, loaded_weight, *args, **kwargs)
+        bound.apply_defaults()
+        with torch.no_grad():
+            loaded, _ = get_numel_loaded(self._loader, bound)
+        self.loaded += loaded
+        if self.complete:
+            dense, self.dense = self.dense, None
+            self._when_full(dense.data)
 
     def require_complete(self) -> None:
         """Raise when a part of the weight never came.

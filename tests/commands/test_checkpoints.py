@@ -189,7 +189,6 @@ def test_inspect_tells_how_each_linear_is_served(
     assert dense == {
         f"{LAYER}.self_attn.o_proj": f"10% zeros, under {MIN_SPARSITY:.0%}",
         "lm_head": "the output head is not pruned",
-        "model.layers.0.experts.0.w1": "experts go to vLLM's own kernels",
     }
     assert told["layout"] == "dense" and told["quantization"] is None
     assert told["other_bytes"] == 2 * (50 * 64 + 64)
@@ -213,7 +212,7 @@ def test_inspect_tells_how_each_linear_is_served(
 def test_inspect_prints_a_table(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("inspect", model) == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "vLLM with the plugin keeps 6 of 9 Linears packed" in text
+    assert "vLLM with the plugin keeps 7 of 9 Linears packed" in text
     assert "2:4" in text and "(dense; Linears in bfloat16)" in text
     assert "dense, 1: 10% zeros, under 20%" in text
 
@@ -250,6 +249,35 @@ def test_quantized_linears(
     folder = write(tmp_path / "model", {f"{LAYER}.mlp.up_proj.{name}": weight}, **config)
     (linear,) = inspect_checkpoint(folder).linears
     assert linear.served == served, linear.why
+
+
+@pytest.mark.parametrize(
+    ("dtype", "sparsities", "served"),
+    [
+        (torch.bfloat16, (0.1, 0.5, 0.1), "packed"),  # all of a layer together
+        (torch.bfloat16, (0.1, 0.2, 0.1), "dense"),
+        (torch.int8, (0.5, 0.5, 0.5), "dense"),
+    ],
+)
+def test_experts_of_a_layer_are_judged_together(
+    tmp_path: Path, dtype: torch.dtype, sparsities: tuple[float, ...], served: str
+) -> None:
+    config: dict[str, Any] = {CONFIG_KEY: config_marker("dense", {f"{LAYER}.o_proj": 1})}
+    if dtype == torch.int8:
+        groups = _group(8, "int", "channel", {"symmetric": True})
+        config["quantization_config"] = {
+            "quant_method": "compressed-tensors",
+            "config_groups": groups,
+        }
+    weights = {
+        f"{LAYER}.mlp.experts.{number}.{part}.weight": (9 * pruned((40, 50), sparsity)).to(dtype)
+        for number, sparsity in enumerate(sparsities)
+        for part in ("gate_proj", "down_proj")
+    }
+    marked = torch.ones(1, 1).bfloat16()
+    folder = write(tmp_path / "model", weights | {f"{LAYER}.o_proj.weight": marked}, **config)
+    experts = [linear for linear in inspect_checkpoint(folder).linears if "experts" in linear.name]
+    assert {linear.served for linear in experts} == {served}, experts[0].why
 
 
 @pytest.mark.parametrize(("keep", "size"), [(1, 4), (2, 4), (3, 8), (4, 8), (12, 16), (8, 32)])

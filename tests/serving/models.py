@@ -128,6 +128,49 @@ def box(folder: Path) -> Path:
     return save(model, folder)
 
 
+MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    # name: (class in transformers without "ForCausalLM" and "Config", fields)
+    "mixtral": ("Mixtral", {"num_local_experts": 4}),
+    "qwen2_moe": (
+        "Qwen2Moe",
+        {"num_experts": 4, "moe_intermediate_size": 64, "shared_expert_intermediate_size": 96},
+    ),
+    "qwen3_moe": ("Qwen3Moe", {"num_experts": 4, "head_dim": 32, "moe_intermediate_size": 64}),
+    "gpt_oss": (
+        "GptOss",
+        {"num_local_experts": 4, "head_dim": 32, "intermediate_size": 96},
+    ),
+}
+
+
+def mixture(
+    folder: Path, family: str, sparsities: tuple[float, ...] = SPARSITIES, **changes: Any
+) -> Path:
+    """A pruned mixture of experts; the experts have `sparsities` in turn."""
+    import transformers
+
+    name, fields = MIXTURES[family]
+    fields = text_config(**({"num_experts_per_tok": 2} | fields | changes))
+    config = getattr(transformers, f"{name}Config")(**fields)
+    torch.manual_seed(2)
+    model = getattr(transformers, f"{name}ForCausalLM")(config)
+    prune(model, skip=("lm_head", "gate", "router"))
+    index = 0
+    for key, parameter in model.named_parameters():
+        if key.endswith("bias"):
+            nn.init.normal_(parameter, std=0.1)
+        elif ".experts." in key:  # fused, [experts, ...]
+            magnitude = parameter.data.abs().float()
+            rank = int(sparsities[index % len(sparsities)] * magnitude.numel())
+            if rank:
+                parameter.data[magnitude <= magnitude.flatten().kthvalue(rank).values] = 0
+            index += 1
+    save(model, folder, mark_it=False)
+    marker = config_marker("dense")  # as TAMPModifier writes it: judged by the zeros
+    edit_config(folder, lambda config: config.update({CONFIG_KEY: marker}))
+    return folder
+
+
 def adapter(source: Path, folder: Path, seed: int, rank: int = 8) -> Path:
     """A LoRA adapter, as peft saves it, for every listed Linear of a Llama."""
     marker = json.loads((source / "config.json").read_text())[CONFIG_KEY]

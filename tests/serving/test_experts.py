@@ -55,3 +55,4 @@ def test_vllm_answers_as_the_pruned_model_did(
     assert "error" not in found, found["error"]
     assert [output["tokens"] for output in found["outputs"]] == found["expected"]
     assert found["linears"]["model.layers.0.self_attn.qkv_proj"][0] == "SparseLinearMethod"
+    assert {method for method, _ in found["experts"].values()} == {"SparseExpertsMethod"}
