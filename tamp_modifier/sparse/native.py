@@ -41,6 +41,13 @@ _SIGNATURES = {
         _int,
         [_pointer, _int64, _int64, _int] + [_pointer] * 3 + [_int64] * 3 + [_pointer] * 2,
     ),
+    "tamp_linear_grouped": (
+        _int,
+        [_pointer, _int64, _int, _pointer, _int64, _int64]
+        + [_pointer] * 3
+        + [_int64] * 3
+        + [_pointer] * 2,
+    ),
     "tamp_row_sums": (_int, [_pointer] * 3 + [_int64] * 3 + [_pointer]),
     "tamp_linear_int8": (
         _int,
@@ -55,13 +62,6 @@ _SIGNATURES = {
     "tamp_int4_unpack": (_int, [_pointer, _pointer]),
     "tamp_int4_expand": (_int, [_pointer, _int64, _int64, _pointer, _int64]),
     "tamp_int4_linear": (_int, [_pointer, _int64, _int64, _int] + [_pointer] * 4 + [_int]),
-    "tamp_linear_grouped": (
-        _int,
-        [_pointer, _int64, _int, _pointer, _int64, _int64]
-        + [_pointer] * 3
-        + [_int64] * 3
-        + [_pointer] * 2,
-    ),
 }
 
 
@@ -322,10 +322,6 @@ def linear_int8(
     x: Tensor,
     x_scale: Tensor,
     x_zero: Tensor | None,
-def linear_grouped(
-    x: Tensor,
-    bounds: Tensor,
-    most: int,
     mask: Tensor,
     values: Tensor,
     offsets: Tensor,
@@ -365,6 +361,23 @@ def linear_grouped(
             out.data_ptr(),
         )
     )
+
+
+def _raise_for(status: int) -> None:
+    if status == 2:
+        raise MemoryError("no memory for the scratch copy of x")
+    if status:
+        raise RuntimeError("the sparse weight is corrupt: its mask and offsets disagree")
+
+
+def linear_grouped(
+    x: Tensor,
+    bounds: Tensor,
+    most: int,
+    mask: Tensor,
+    values: Tensor,
+    offsets: Tensor,
+    kept: int,
     out: Tensor,
     bias: Tensor | None,
 ) -> None:
@@ -396,10 +409,3 @@ def linear_grouped(
     if status == 3:
         raise ValueError("bounds must ascend and lie within the rows of x")
     _raise_for(status)
-
-
-def _raise_for(status: int) -> None:
-    if status == 2:
-        raise MemoryError("no memory for the scratch copy of x")
-    if status:
-        raise RuntimeError("the sparse weight is corrupt: its mask and offsets disagree")
