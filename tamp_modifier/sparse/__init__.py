@@ -20,7 +20,7 @@ from tamp_modifier.sparse.int4 import (
 from tamp_modifier.sparse.int8 import linear_int8, row_sums
 from tamp_modifier.sparse.native import backend
 from tamp_modifier.sparse.ops import linear
-from tamp_modifier.sparse.packing import col_slice, pack, row_slice, unpack
+from tamp_modifier.sparse.packing import col_slice, concatenate, pack, row_slice, unpack
 from tamp_modifier.sparse.serialization import (
     FORMAT_VERSION,
     PACKED_SUFFIXES,
@@ -39,6 +39,7 @@ __all__ = [
     "checksum",
     "col_slice",
     "col_slice_int4",
+    "concatenate",
     "dequantize_int4",
     "from_tensors",
     "linear",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -146,6 +147,44 @@ def _torch_unpack(
         dense[block - blocks[0] : stop - blocks[0]] = tiled.transpose(1, 2)
     dense = dense.view(dense.shape[0] * BLOCK_ROWS, tiles * TILE_COLUMNS)
     return dense[: shape[0], : shape[1]].contiguous().view(values.dtype)
+
+
+def concatenate(parts: Sequence[PackedWeight]) -> PackedWeight:
+    """Put packed weights below each other, into memory of their own as `pack` takes it.
+
+    Args:
+        parts: at least one; all of one dtype and one number of columns, on the CPU. Each but the
+            last has a multiple of 4 rows: blocks cannot be moved by less.
+
+    Raises:
+        ValueError: the parts do not fit each other, or one has another number of rows.
+    """
+    if not parts:
+        raise ValueError("no packed weights to put below each other")
+    first = parts[0]
+    for part in parts:
+        if (part.dtype, part.shape[1]) != (first.dtype, first.shape[1]):
+            raise ValueError(
+                f"packed weights of {first.dtype} with {first.shape[1]} columns and of "
+                f"{part.dtype} with {part.shape[1]} cannot stand below each other"
+            )
+        if part is not parts[-1] and part.shape[0] % BLOCK_ROWS:
+            raise ValueError(f"a part has {part.shape[0]} rows, no multiple of {BLOCK_ROWS}")
+    shape = (sum(part.shape[0] for part in parts), first.shape[1])
+    kept = sum(part.kept for part in parts)
+    mask = memory.empty(mask_shape(shape), torch.int32)
+    values = memory.empty((kept + padding_length(first.dtype),), first.dtype)
+    storage = values.view(STORAGE_DTYPES[first.dtype])
+    storage[kept:] = 0
+    offsets = first.offsets.new_zeros(mask.shape[0] + 1)
+    block = begin = 0
+    for part in parts:
+        stop, end = block + part.mask.shape[0], begin + part.kept
+        mask[block:stop] = part.mask
+        storage[begin:end] = part.values.view(storage.dtype)[: part.kept]
+        offsets[block + 1 : stop + 1] = part.offsets[1:] + begin
+        block, begin = stop, end
+    return PackedWeight(mask, values, offsets, shape)
 
 
 def row_slice(packed: PackedWeight, start: int, stop: int) -> PackedWeight:

@@ -30,7 +30,7 @@ from tamp_modifier.vllm_plugin.experts import experts_method
 from tamp_modifier.vllm_plugin.linear import Summary
 from tamp_modifier.vllm_plugin.names import QUANTIZATION
 from tamp_modifier.vllm_plugin.quantized import sparse_method
-from tamp_modifier.vllm_plugin.weights import Checks, UnpackingMapper
+from tamp_modifier.vllm_plugin.weights import Checks, JoiningMapper
 
 
 class TampSparseConfig(QuantizationConfig):
@@ -181,8 +181,8 @@ class TampSparseConfig(QuantizationConfig):
         return source.get_cache_scale_mapper()
 
     def get_checkpoint_weight_mapper(self) -> WeightsMapper:
-        """Return renamings of the checkpoint's tensors; unpacks packed ones on the way."""
+        """Return renamings of the checkpoint's tensors; joins packed ones on the way."""
         source = self.inner if self.inner is not None else QuantizationConfig
-        mapper = UnpackingMapper()
+        mapper = JoiningMapper()
         mapper.checks = self.checks
         return mapper | source.get_checkpoint_weight_mapper()

@@ -142,17 +142,20 @@ class SparseLinearMethod(LinearMethodBase):
         )
         self.deferred = DeferredWeight(layer, self.name, lambda weight: self._pack(layer, weight))
 
-    def _pack(self, layer: Any, weight: Tensor) -> None:
-        packed = sparse.pack(weight)
+    def _pack(self, layer: Any, weight: Tensor | sparse.PackedWeight) -> None:
+        packed = weight if isinstance(weight, sparse.PackedWeight) else sparse.pack(weight)
         whole = not (self.sliced or self.deferred.converted)
         check_kept(self.name, packed.kept, self.expected, whole)
-        if not sparse_enough(weight.numel() - packed.kept, weight.numel()):
-            layer.weight = nn.Parameter(weight, requires_grad=False)
+        numel = packed.shape[0] * packed.shape[1]
+        dense_bytes = numel * packed.dtype.itemsize
+        if not sparse_enough(numel - packed.kept, numel):
+            dense = weight if isinstance(weight, Tensor) else sparse.unpack(packed)
+            layer.weight = nn.Parameter(dense, requires_grad=False)
             layer.quant_method = self.dense
-            self.summary.add(weight.nbytes, None)
+            self.summary.add(dense_bytes, None)
         else:
             keep_packed(layer, packed)
-            self.summary.add(weight.nbytes, packed.nbytes)
+            self.summary.add(dense_bytes, packed.nbytes)
         del weight
         release_memory()
 

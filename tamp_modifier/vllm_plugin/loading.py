@@ -2,7 +2,8 @@
 
 vLLM allocates the weights of the whole model first and fills them afterwards. Here the memory of a
 weight exists only between its first and its last shard, so that loading peaks at the sparse model
-plus the layers being filled.
+plus the layers being filled. Packed shards that come whole are put together packed: of them no
+dense weight exists at all.
 """
 
 from __future__ import annotations
@@ -14,11 +15,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from vllm.model_executor.model_loader.reload.meta import (
     get_numel_loaded,
     materialize_meta_tensor,
     to_meta_tensor,
 )
+
+from tamp_modifier import sparse
+from tamp_modifier.sparse.format import BLOCK_ROWS
+from tamp_modifier.vllm_plugin.weights import PackedTensor
 
 WEIGHT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -39,13 +45,28 @@ def release_memory() -> None:
         _malloc_trim(0)
 
 
+class Copies(TorchDispatchMode):
+    """Notes what is copied where, as (target, source)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[Tensor, Tensor]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Let everything happen."""
+        if func is torch.ops.aten.copy_.default:
+            self.found.append((args[0], args[1]))
+        return func(*args, **(kwargs or {}))
+
+
 class DeferredWeight:
     """Replaces a weight of `layer` by a meta tensor and collects its shards.
 
     Args:
         layer: a vLLM layer whose weight has just been created.
         name: the layer's name, for messages.
-        when_full: called once with the whole weight of this rank.
+        when_full: called once with the whole weight ``[out, in]`` of this rank; packed if every
+            shard came so and could stay so.
         attribute: the weight's name in the layer.
     """
 
@@ -53,7 +74,7 @@ class DeferredWeight:
         self,
         layer: Any,
         name: str,
-        when_full: Callable[[Tensor], None],
+        when_full: Callable[[Tensor | sparse.PackedWeight], None],
         attribute: str = "weight",
     ) -> None:
         weight = getattr(layer, attribute)
@@ -63,6 +84,7 @@ class DeferredWeight:
         self.converted = False  # whether the checkpoint has another dtype
         self.device = weight.device
         self.dense: Tensor | None = None
+        self.packed: dict[int, sparse.PackedWeight] = {}  # by their first row
         self._loader: Callable[..., Any] = weight.weight_loader
         self._signature = inspect.signature(self._loader)
         self._when_full = when_full
@@ -77,7 +99,7 @@ class DeferredWeight:
         return self.loaded >= self.total
 
     def load(self, param: Tensor, loaded_weight: Tensor, *args: Any, **kwargs: Any) -> None:
-        """vLLM's weight loader: copies one shard to its place.
+        """vLLM's weight loader: takes one shard.
 
         Raises:
             ValueError: a dtype that cannot be served, or a second load of the same weight.
@@ -87,27 +109,79 @@ class DeferredWeight:
                 f"{self.name}: the weight is already packed; reloading the weights of a sparse "
                 "model is not supported, start a new engine"
             )
+        self._check_dtype(loaded_weight.dtype)
+        row = None
+        if isinstance(loaded_weight, PackedTensor):
+            row = self._whole_at(loaded_weight, args, kwargs)
+            if row is None:
+                loaded_weight = loaded_weight.dense()
+            else:
+                self.packed[row] = loaded_weight.packed
+                self.loaded += loaded_weight.numel()
+        if row is None:
+            self.loaded += self._copy(loaded_weight, args, kwargs)
+        if self.complete:
+            self._finish()
+
+    def _check_dtype(self, dtype: torch.dtype) -> None:
         compressed = self._meta.dtype not in WEIGHT_DTYPES
-        if loaded_weight.dtype != self._meta.dtype and (
-            compressed or loaded_weight.dtype not in WEIGHT_DTYPES
-        ):
+        if dtype != self._meta.dtype and (compressed or dtype not in WEIGHT_DTYPES):
             allowed = (self._meta.dtype,) if compressed else WEIGHT_DTYPES
             raise ValueError(
-                f"{self.name}: the checkpoint's weight has dtype {_short(loaded_weight.dtype)}, "
-                f"allowed are {', '.join(map(_short, allowed))}"
+                f"{self.name}: the checkpoint's weight has dtype {short(dtype)}, "
+                f"allowed are {', '.join(map(short, allowed))}"
             )
-        self.converted |= loaded_weight.dtype != self._meta.dtype
+        self.converted |= dtype != self._meta.dtype
+
+    def _bind(
+        self, target: Tensor, loaded_weight: Tensor, args: Any, kwargs: Any
+    ) -> inspect.BoundArguments:
+        bound = self._signature.bind(target, loaded_weight, *args, **kwargs)
+        bound.apply_defaults()
+        return bound
+
+    def _whole_at(self, shard: PackedTensor, args: Any, kwargs: Any) -> int | None:
+        """Row that vLLM's loader copies a shard to; None where it does anything but that.
+
+        The loader tells by itself, on the meta device, where nothing is copied.
+        """
+        if (shard.dtype, shard.dim()) != (self._meta.dtype, self._meta.dim()):
+            return None
+        if self.device.type != "cpu":
+            return None
+        source = torch.empty(shard.shape, dtype=shard.dtype, device="meta")
+        bound = self._bind(self._meta, source, args, kwargs)
+        with torch.no_grad(), Copies() as copies:
+            self._loader(*bound.args, **bound.kwargs)
+        if len(copies.found) != 1:
+            return None
+        target, copied = copies.found[0]
+        row, column = divmod(target.storage_offset(), self._meta.shape[1])
+        whole = copied.shape == source.shape == target.shape
+        rows_of_weight = target.stride() == self._meta.stride() and column == 0
+        return row if whole and rows_of_weight and row % BLOCK_ROWS == 0 else None
+
+    def _copy(self, shard: Tensor, args: Any, kwargs: Any) -> int:
+        """Copy a dense shard to its place; return the number of weights that came."""
         if self.dense is None:
             with self.device:
                 self.dense = materialize_meta_tensor(self._meta)
-        bound = self._signature.bind(self.dense, loaded_weight, *args, **kwargs)
-        bound.apply_defaults()
+        bound = self._bind(self.dense, shard, args, kwargs)
         with torch.no_grad():
             loaded, _ = get_numel_loaded(self._loader, bound)
-        self.loaded += loaded
-        if self.complete:
-            dense, self.dense = self.dense, None
-            self._when_full(dense.data)
+        return loaded
+
+    def _finish(self) -> None:
+        parts = sorted(self.packed.items())
+        self.packed = {}
+        if self.dense is None:
+            self._when_full(sparse.concatenate([part for _, part in parts]))
+            return
+        dense, self.dense = self.dense.data, None
+        while parts:
+            row, part = parts.pop()
+            dense[row : row + part.shape[0]] = sparse.unpack(part)
+        self._when_full(dense)
 
     def require_complete(self) -> None:
         """Raise when a part of the weight never came.
@@ -122,5 +196,6 @@ class DeferredWeight:
             )
 
 
-def _short(dtype: torch.dtype) -> str:
+def short(dtype: torch.dtype) -> str:
+    """Return name of a dtype without "torch."."""
     return str(dtype).removeprefix("torch.")

@@ -123,14 +123,14 @@ def test_fused_linears_are_matched_to_their_parts() -> None:
 
 
 def test_the_mapper_unpacks_in_every_join() -> None:
-    from tamp_modifier.vllm_plugin.weights import UnpackingMapper
+    from tamp_modifier.vllm_plugin.weights import JoiningMapper
 
     weight = torch.randn(8, 40).bfloat16().relu()
     tensors = sparse.to_tensors(sparse.pack(weight), "a.weight")
     stream = [*tensors.items(), ("norm", torch.ones(3))]
     renaming = WeightsMapper(orig_to_new_prefix={"a.": "b."})
-    for mapper in (renaming | UnpackingMapper(), UnpackingMapper() | renaming):
-        assert isinstance(mapper, UnpackingMapper)
+    for mapper in (renaming | JoiningMapper(), JoiningMapper() | renaming):
+        assert isinstance(mapper, JoiningMapper)
         out = dict(mapper.apply(iter(stream)))
         assert out.keys() == {"b.weight", "norm"}
         assert torch.equal(out["b.weight"], weight)
@@ -140,12 +140,12 @@ def test_checksums_are_compared_in_the_outermost_stream() -> None:
     from vllm.model_executor.models.utils import WeightsMapper
 
     from tamp_modifier.checkpoint.integrity import dense_name, stored_checksum
-    from tamp_modifier.vllm_plugin.weights import Checks, UnpackingMapper
+    from tamp_modifier.vllm_plugin.weights import Checks, JoiningMapper
 
     packed = sparse.to_tensors(sparse.pack(torch.randn(8, 40).bfloat16().relu()), "a.b.weight")
     stored = {**packed, "a.norm": torch.ones(3), "norm": torch.zeros(3)}
     checksums = {dense_name(name): stored_checksum(stored, dense_name(name)) for name in stored}
-    mapper = UnpackingMapper()
+    mapper = JoiningMapper()
     mapper.checks = Checks(checksums)
 
     def load(tensors: dict[str, torch.Tensor]) -> set[str]:

@@ -147,3 +147,28 @@ def test_a_device_context_changes_nothing(dtype):
         stored = sparse.to_tensors(packed, "w")
         found = sparse.unpack(sparse.from_tensors(stored, "w"))
     assert same_bits(found, weight)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [(8,), (4, 8, 5), (4, 0, 3), (0,)])
+def test_concatenated_parts_are_what_the_whole_packs_to(rows, dtype):
+    weights = [random_weight((n, 70), dtype, 0.5, seed) for seed, n in enumerate(rows)]
+    joined = sparse.concatenate([sparse.pack(weight) for weight in weights])
+    whole = sparse.pack(torch.cat([w.view(STORAGE_DTYPES[dtype]) for w in weights]).view(dtype))
+    sparse.validate(joined)
+    assert joined.shape == whole.shape and same_bits(joined.values, whole.values)
+    assert torch.equal(joined.mask, whole.mask) and torch.equal(joined.offsets, whole.offsets)
+
+
+def test_parts_that_cannot_be_concatenated_are_refused():
+    def packed(rows, columns=64, dtype=torch.bfloat16):
+        return sparse.pack(random_weight((rows, columns), dtype, 0.5))
+
+    with pytest.raises(ValueError, match="6 rows, no multiple of 4"):
+        sparse.concatenate([packed(6), packed(8)])
+    with pytest.raises(ValueError, match="with 64 columns and of .* with 32"):
+        sparse.concatenate([packed(8), packed(8, 32)])
+    with pytest.raises(ValueError, match="torch.bfloat16 .* and of torch.float16"):
+        sparse.concatenate([packed(8), packed(8, dtype=torch.float16)])
+    with pytest.raises(ValueError, match="no packed weights"):
+        sparse.concatenate([])
