@@ -21,7 +21,8 @@ CONFIG_FORMAT = "tamp-sparse"
 QUANT_METHOD = "tamp_sparse"
 INNER_KEY = "packed_over"
 LAYOUTS = ("dense", "packed")
-FIELDS = ("format", "version", "layout", "linears", "tensors", "checksums")
+ACTIVATIONS = ("scheme", "int8")
+FIELDS = ("format", "version", "layout", "linears", "tensors", "checksums", "activations")
 
 
 def config_marker(
@@ -29,6 +30,7 @@ def config_marker(
     linears: Mapping[str, int] | None = None,
     tensors: int | None = None,
     checksums: Mapping[str, int] | None = None,
+    activations: str | None = None,
 ) -> dict[str, Any]:
     """Return what stands in config.json under `CONFIG_KEY`.
 
@@ -39,9 +41,12 @@ def config_marker(
         tensors: number of tensors of the dense checkpoint; may be absent.
         checksums: name of every tensor of the dense checkpoint and the checksum of what is stored
             of it, see `integrity.stored_checksum`; may be absent.
+        activations: in what vLLM multiplies the inputs of sparse INT4 Linears, one of
+            `ACTIVATIONS`; may be absent.
 
     Raises:
-        ValueError: the layout is unknown, or `linears` is missing in layout "packed".
+        ValueError: the layout or `activations` is unknown, or `linears` is missing in layout
+            "packed".
     """
     marker: dict[str, Any] = {"format": CONFIG_FORMAT, "version": FORMAT_VERSION, "layout": layout}
     if linears is not None:
@@ -50,6 +55,8 @@ def config_marker(
         marker["tensors"] = tensors
     if checksums is not None:
         marker["checksums"] = dict(checksums)
+    if activations is not None:
+        marker["activations"] = activations
     _check_marker(marker)
     return marker
 
@@ -80,6 +87,11 @@ def _check_marker(marker: Mapping[str, Any]) -> None:
     tensors = marker.get("tensors")
     if tensors is not None and (type(tensors) is not int or tensors < 0):
         raise ValueError(f"{where}: tensors must be a number, got {tensors!r}")
+    if marker.get("activations", ACTIVATIONS[0]) not in ACTIVATIONS:
+        raise ValueError(
+            f"{where}: activations is {marker['activations']!r}, "
+            f"allowed are {', '.join(ACTIVATIONS)}"
+        )
 
 
 def _counts(values: object) -> bool:
@@ -110,14 +122,16 @@ def mark_packed(
     """Return contents of config.json of a packed checkpoint; arguments as in `config_marker`."""
     inner = _inner_quantization(config)
     quantization = {"quant_method": QUANT_METHOD} | ({} if inner is None else {INNER_KEY: inner})
-    marker = config_marker("packed", linears, tensors, checksums)
+    activations = (read_marker(config) or {}).get("activations")
+    marker = config_marker("packed", linears, tensors, checksums, activations)
     return {**config, CONFIG_KEY: marker, "quantization_config": quantization}
 
 
 def mark_dense(config: Mapping[str, Any], linears: Mapping[str, int] | None) -> dict[str, Any]:
     """Return the contents of config.json of an unpacked checkpoint."""
     inner = _inner_quantization(config)
-    config = {**config, CONFIG_KEY: config_marker("dense", linears)}
+    activations = (read_marker(config) or {}).get("activations")
+    config = {**config, CONFIG_KEY: config_marker("dense", linears, activations=activations)}
     config.pop("quantization_config", None)
     return config if inner is None else {**config, "quantization_config": inner}
 
@@ -147,12 +161,14 @@ class Marker:
         checksums: of every tensor by its name on disk; None when not given, as in files that were
             packed before 0.2.
         layout: "dense" or "packed"; None without a marker.
+        activations: in what inputs of INT4 are multiplied; None when not given.
     """
 
     linears: dict[str, int] | None = None
     tensors: int | None = None
     checksums: dict[str, int] | None = None
     layout: str | None = None
+    activations: str | None = None
 
     @classmethod
     def of(cls, fields: Mapping[str, Any] | None) -> Marker:
@@ -165,6 +181,7 @@ class Marker:
             fields.get("tensors"),
             None if checksums is None else dict(checksums),
             fields["layout"],
+            fields.get("activations"),
         )
 
 

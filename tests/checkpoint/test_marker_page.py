@@ -70,6 +70,7 @@ def test_a_quantization_comes_back_after_packing() -> None:
         {"linears": {"a": True}},
         {"tensors": -1},
         {"tensors": "2"},
+        {"activations": "fp8"},
     ],
 )
 def test_what_breaks_a_rule_of_the_page_is_refused(change: dict[str, Any]) -> None:
