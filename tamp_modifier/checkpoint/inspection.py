@@ -16,6 +16,7 @@ from tamp_modifier.checkpoint.integrity import integrity_of
 from tamp_modifier.checkpoint.marker import INNER_KEY, QUANT_METHOD, Marker, read_marker
 from tamp_modifier.checkpoint.pack import Progress, iter_stored
 from tamp_modifier.checkpoint.served import fused, is_linear, packs, serve
+from tamp_modifier.sparse.choice import DEFAULT_SIZES, Sizes
 from tamp_modifier.sparse.format import STORAGE_DTYPES, mask_shape, nonzero
 
 HEADER_BYTES = 48
@@ -30,9 +31,9 @@ class LinearInfo:
     Attributes:
         name: name on disk, without ".weight".
         shape: (out, in).
-        dtype: dtype of the weight, such as "bfloat16".
+        dtype: dtype of the weight, such as "bfloat16"; "int4" where a word holds eight.
         stored: "dense", "packed", "sparse-bitmask" or "sparse-24-bitmask".
-        zeros: number of zeros, None where the values are not plain numbers (INT4).
+        zeros: number of zeros, None where they are unknown.
         sparsity: share of zeros, None where `zeros` is.
         pattern: "N:M" if N of M consecutive weights are zero everywhere and that is all of the
             sparsity; "unstructured"; "" without zeros.
@@ -103,18 +104,22 @@ def packed_size(shape: tuple[int, int], kept: int, itemsize: int) -> int:
 
 
 def inspect_checkpoint(
-    folder: str | os.PathLike[str], progress: Progress | None = None
+    folder: str | os.PathLike[str],
+    progress: Progress | None = None,
+    sizes: Sizes = DEFAULT_SIZES,
 ) -> CheckpointInfo:
     """Read a checkpoint folder, dense, packed or legacy, one tensor in memory at a time.
 
     Args:
         folder: folder with config.json and safetensors files.
         progress: called with (tensor name, shard number from 0, number of shards).
+        sizes: numbers of rows that vLLM will multiply; as of its server unless told otherwise.
 
     Raises:
         FileNotFoundError: the folder or one of its files is missing.
         ValueError: unreadable or damaged files, they do not fit config.json, or parameters of the
-            model are missing; names the file, the tensor or the parameters.
+            model are missing; names the file, the tensor or the parameters. An environment variable
+            that forces the choice of a kernel is wrong.
     """
     config = read_config(folder)
     marker = read_marker(config)
@@ -144,7 +149,7 @@ def inspect_checkpoint(
                 info.other_bytes += dense.nbytes
     check.finish()
     require_complete_folder(folder, header)
-    _decide(info, marker, quantization)
+    _decide(info, marker, quantization, sizes)
     return info
 
 
@@ -172,7 +177,10 @@ def _describe(name: str, kind: str, weight: Tensor) -> LinearInfo:
 
 
 def _decide(
-    info: CheckpointInfo, marker: Mapping[str, Any] | None, quantization: Mapping[str, Any]
+    info: CheckpointInfo,
+    marker: Mapping[str, Any] | None,
+    quantization: Mapping[str, Any],
+    sizes: Sizes,
 ) -> None:
     """Fill in what the plugin does with each Linear."""
     by_name = {linear.name: linear for linear in info.linears}
@@ -188,5 +196,5 @@ def _decide(
                     "no marker in config.json (--quantization tamp_sparse serves it packed)"
                 )
                 continue
-            packed, linear.why = serve(linear.name, linear.dtype, share, listed, quantization)
-            linear.served = "packed" if packed else "dense"
+            choice = serve(linear.name, linear.dtype, share, listed, quantization, sizes)
+            linear.served, linear.why = "packed" if choice.sparse else "dense", choice.why

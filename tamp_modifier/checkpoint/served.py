@@ -2,7 +2,8 @@
 
 `packs` decides about the disk, `serve` about the memory. They differ where vLLM has a kernel of its
 own, as for quantized experts: these are packed on disk and dense in memory. Inspection, packing and
-the plugin ask here, so that they agree.
+the plugin ask here, so that they agree: `stock_scheme` tells which schemes of compressed-tensors
+stay vLLM's own, `kernel` whether a weight has zeros enough and a sparse kernel that is fast enough.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tamp_modifier.architectures import FUSED, NEVER_PACKED
+from tamp_modifier.sparse.choice import Choice, Sizes, choose
 from tamp_modifier.sparse.format import COMPUTE_DTYPES, STORAGE_DTYPES, nonzero
 from tamp_modifier.sparse.serialization import storable
 
@@ -23,6 +25,18 @@ MIN_SPARSITY = 0.2
 Below it the mask, 1 bit a weight, takes most of what the zeros save, and expanding the weight at
 large batch sizes does not pay.
 """
+
+STRATEGIES = {
+    "float8_e4m3fn": ("tensor", "channel"),
+    "int8": ("tensor", "channel"),
+    "int4": ("channel", "group"),
+}
+"""What may have a scale, by kind of weight."""
+INPUT_BITS = {"float8_e4m3fn": 8, "int8": 8, "int4": 16}
+GROUP_SIZES = (32, 64, 128)
+"""Columns of a group of INT4 weights."""
+ACTIVATION_ORDERS = ("static", "weight")
+"""Of GPTQ that leave every group its columns; "group" and "dynamic" vLLM itself refuses."""
 
 OUTPUT_HEAD = "lm_head"
 EXPERTS = ".experts."
@@ -62,15 +76,45 @@ def packs(name: str, weight: Tensor, least: float = MIN_SPARSITY) -> bool:
     return sparse_enough(weight.numel() - int(nonzero(weight).sum()), weight.numel(), least)
 
 
-def keeps_8_bit(dtype: str, in_blocks: bool, symmetric_inputs: bool) -> bool:
-    """Whether the plugin keeps quantized weights packed on a CPU.
+def kernel(kind: str, zeros: int, numel: int, sizes: Sizes | None) -> Choice:
+    """Choose the kernel of a weight that may be served sparse.
 
     Args:
-        dtype: of the weight, such as "int8".
-        in_blocks: it has a scale for each block, not for each channel or the whole.
-        symmetric_inputs: its inputs are quantized without zero points.
+        kind: its dtype, such as "bfloat16", or "int4".
+        zeros: of `numel` weights.
+        numel: number of weights of what vLLM multiplies with.
+        sizes: numbers of rows that it will be multiplied with; None on a GPU.
+
+    Raises:
+        ValueError: an environment variable that forces the choice is wrong.
     """
-    return not in_blocks and (dtype == "float8_e4m3fn" or (dtype == "int8" and symmetric_inputs))
+    if not sparse_enough(zeros, numel):
+        return Choice(False, f"under {MIN_SPARSITY:.0%} zeros")
+    return choose(kind, zeros / numel, sizes)
+
+
+def stock_scheme(
+    kind: str, strategy: str | None, group_size: int | None = None, actorder: str | None = None
+) -> str:
+    """Why the plugin leaves a scheme of compressed-tensors to vLLM; "" where it takes it over.
+
+    Args:
+        kind: of the weight: "int8" and "float8_e4m3fn" with 8-bit inputs, "int4" with 16-bit ones.
+        strategy: what has a scale: "tensor", "channel", "group" or another.
+        group_size: columns with one scale, with strategy "group".
+        actorder: order in which GPTQ took the columns, None if it kept theirs.
+    """
+    strategies = STRATEGIES.get(kind)
+    if strategies is None:
+        return f"{kind} has no sparse kernel"
+    if strategy not in strategies:
+        return f"{kind} with scales per {strategy} has no sparse kernel"
+    if strategy == "group" and group_size not in GROUP_SIZES:
+        sizes = ", ".join(map(str, GROUP_SIZES))
+        return f"{kind} in groups of {group_size} has no sparse kernel, only in groups of {sizes}"
+    if actorder not in (None, *ACTIVATION_ORDERS):
+        return f"activation order {actorder} is not supported"
+    return ""
 
 
 def serve(
@@ -79,8 +123,9 @@ def serve(
     share: tuple[int, int] | None,
     listed: Mapping[str, int] | None,
     quantization: Mapping[str, Any],
-) -> tuple[bool, str]:
-    """Return whether vLLM with the plugin keeps a Linear of a marked checkpoint packed, and why.
+    sizes: Sizes,
+) -> Choice:
+    """Return how vLLM with the plugin multiplies a Linear of a marked checkpoint on this machine.
 
     Args:
         name: on disk, without ".weight".
@@ -89,29 +134,31 @@ def serve(
             the values are not plain numbers.
         listed: the Linears of the marker; None if it lists none.
         quantization: ``quantization_config`` beneath the packing; empty if there is none.
+        sizes: numbers of rows that the Linear will be multiplied with.
+
+    Raises:
+        ValueError: an environment variable that forces the choice is wrong.
     """
     method = quantization.get("quant_method")
-    if method not in (None, COMPRESSED_TENSORS):
-        return False, f"refused: sparse weights with {method} are not supported"
-    if name.rpartition(".")[2] == OUTPUT_HEAD:
-        return False, "the output head is not pruned"
     experts = EXPERTS in name
-    if experts and dtype not in _short(COMPUTE_DTYPES):
-        return False, "quantized experts go to vLLM's own kernels"
-    if method is None and dtype not in _short(COMPUTE_DTYPES):
-        return False, f"{dtype} without quantization_config is not served packed"
-    if share is None:
-        return False, "stays with the stock kernel of its quantization"
-    if listed is not None and name not in listed and not experts:
-        return False, "not listed in config.json"
-    if not sparse_enough(*share):
-        zeros = share[0] / share[1] if share[1] else 0.0
-        return False, f"{zeros:.0%} zeros, under {MIN_SPARSITY:.0%}"
-    if dtype in _short(COMPUTE_DTYPES):
-        return True, "on CPU: sparse kernel for experts" if experts else "sparse kernel"
-    if _scheme_keeps(dtype, quantization):
-        return True, "on CPU: 8-bit, expanded in each call"
-    return False, f"{dtype} stays with the stock kernel of its quantization"
+    stock = ""
+    if method not in (None, COMPRESSED_TENSORS):
+        stock = f"refused: sparse weights with {method} are not supported"
+    elif name.rpartition(".")[2] == OUTPUT_HEAD:
+        stock = "the output head is not pruned"
+    elif experts and dtype not in _short(COMPUTE_DTYPES):
+        stock = "quantized experts go to vLLM's own kernels"
+    elif method is None and dtype not in _short(COMPUTE_DTYPES):
+        stock = f"{dtype} without quantization_config is not served packed"
+    elif share is None:
+        stock = "stays with the stock kernel of its quantization"
+    elif listed is not None and name not in listed and not experts:
+        stock = "not listed in config.json"
+    elif dtype not in _short(COMPUTE_DTYPES):
+        stock = _stock_group(dtype, quantization)
+    if stock or share is None:
+        return Choice(False, stock)
+    return kernel(dtype, *share, sizes)
 
 
 def fused(names: Sequence[str]) -> list[list[str]]:
@@ -130,15 +177,16 @@ def _short(dtypes: tuple[torch.dtype, ...]) -> tuple[str, ...]:
     return tuple(str(dtype).removeprefix("torch.") for dtype in dtypes)
 
 
-def _scheme_keeps(dtype: str, quantization: Mapping[str, Any]) -> bool:
-    """`keeps_8_bit` for every group of a compressed-tensors config."""
-    if quantization.get("quant_method") != COMPRESSED_TENSORS:
-        return False
+def _stock_group(kind: str, quantization: Mapping[str, Any]) -> str:
+    """`stock_scheme` of the groups of a compressed-tensors config: the first that says anything."""
     for group in (quantization.get("config_groups") or {}).values():
         weights, inputs = group.get("weights") or {}, group.get("input_activations")
-        if inputs is None or weights.get("num_bits") != 8:
-            return False
-        in_blocks = weights.get("strategy") not in ("channel", "tensor")
-        if not keeps_8_bit(dtype, in_blocks, inputs.get("symmetric", True)):
-            return False
-    return dtype in ("int8", "float8_e4m3fn")
+        bits = 16 if inputs is None else inputs.get("num_bits", 8)
+        if bits != INPUT_BITS.get(kind):
+            return f"{kind} weights with {bits}-bit inputs have no sparse kernel"
+        found = stock_scheme(
+            kind, weights.get("strategy"), weights.get("group_size"), weights.get("actorder")
+        )
+        if found:
+            return found
+    return ""

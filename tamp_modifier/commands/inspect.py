@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tamp_modifier.commands.arguments import positive
 from tamp_modifier.commands.output import mebibytes, shard_progress
 
 if TYPE_CHECKING:
@@ -24,19 +25,34 @@ def add_parser(subparsers: Any) -> None:
         help="show the sparsity of a checkpoint and how vLLM will serve it",
         description="Read the checkpoint folder DIR, dense, packed or legacy, and print for each "
         "Linear its zeros, the N:M pattern found, its size dense and packed, and what vLLM with "
-        "the plugin does with it.",
+        "the plugin does with it on this machine.",
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder with safetensors files")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    for option, what in (
+        ("--max-num-seqs", "sequences at a time"),
+        ("--max-num-batched-tokens", "tokens of a step"),
+    ):
+        parser.add_argument(
+            option,
+            type=positive,
+            metavar="N",
+            help=f"most {what} as given to vLLM (default: those of its server on a CPU)",
+        )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
     """Print one row a Linear and the totals."""
     from tamp_modifier.checkpoint.inspection import inspect_checkpoint
+    from tamp_modifier.sparse.choice import DEFAULT_SIZES, Sizes
 
+    sizes = Sizes(
+        args.max_num_seqs or DEFAULT_SIZES.decode,
+        args.max_num_batched_tokens or DEFAULT_SIZES.prefill,
+    )
     with shard_progress("reading") as progress:
-        info = inspect_checkpoint(args.folder, progress)
+        info = inspect_checkpoint(args.folder, progress, sizes)
     if args.json:
         print(json.dumps(dataclasses.asdict(info), indent=2))
         return

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from vllm.config import get_current_vllm_config
 from vllm.logger import init_logger
 from vllm.model_executor.layers.linear import (
     LinearMethodBase,
     register_weight_loader_v2_supported_method,
 )
+from vllm.platforms import current_platform
 
 from tamp_modifier import sparse
-from tamp_modifier.checkpoint.served import sparse_enough
-from tamp_modifier.vllm_plugin.loading import DeferredWeight, release_memory
+from tamp_modifier.checkpoint.served import kernel
+from tamp_modifier.sparse.choice import SPARSE_KERNEL, Choice, Sizes
+from tamp_modifier.vllm_plugin.loading import DeferredWeight, release_memory, short
 
 logger = init_logger("vllm.plugins.tamp_sparse")  # vLLM shows only what is below "vllm"
 
@@ -28,25 +32,37 @@ class Summary:
 
     expected: int = 0
     loaded: int = 0
-    packed: int = 0
     dense_bytes: int = 0
     kept_bytes: int = 0
+    choices: Counter[Choice] = dataclasses.field(default_factory=Counter)
 
-    def add(self, dense_bytes: int, packed_bytes: int | None) -> None:
+    def add(self, dense_bytes: int, packed_bytes: int | None, why: str = "") -> None:
         """Count a Linear, or a layer of experts; `packed_bytes` is None for what stays dense."""
         self.loaded += 1
-        self.packed += packed_bytes is not None
+        self.choices[Choice(packed_bytes is not None, why)] += 1
         self.dense_bytes += dense_bytes
         self.kept_bytes += dense_bytes if packed_bytes is None else packed_bytes
         if self.loaded == self.expected:
             logger.info(
                 "%d of %d Linears and layers of experts are served sparse: "
                 "%.1f MiB instead of %.1f MiB",
-                self.packed,
+                sum(count for choice, count in self.choices.items() if choice.sparse),
                 self.loaded,
                 self.kept_bytes / 2**20,
                 self.dense_bytes / 2**20,
             )
+            for choice, count in self.choices.most_common():
+                if choice.why not in ("", SPARSE_KERNEL):
+                    served = "sparse" if choice.sparse else "dense"
+                    logger.info("served %s, %d: %s", served, count, choice.why)
+
+
+def batch_sizes() -> Sizes | None:
+    """Return the numbers of rows that the engine being built will multiply; None on a GPU."""
+    if not current_platform.is_cpu():
+        return None
+    scheduler = get_current_vllm_config().scheduler_config
+    return Sizes(scheduler.max_num_seqs, scheduler.max_num_batched_tokens)
 
 
 def register_packed(layer: Any, prefix: str, packed: sparse.PackedWeight) -> None:
@@ -95,8 +111,8 @@ def check_kept(name: str, kept: int, expected: int | None, whole: bool) -> None:
 class SparseLinearMethod(LinearMethodBase):
     """Packs the weight of a Linear as soon as it is loaded and multiplies with the packed weight.
 
-    A weight without enough zeros (`checkpoint.served.sparse_enough`) stays dense and goes back to
-    vLLM's own method.
+    A weight without enough zeros, or whose dense kernel is faster (`checkpoint.served.kernel`),
+    stays dense and goes back to vLLM's own method.
 
     Args:
         dense: vLLM's method for the same Linear without sparsity.
@@ -140,28 +156,37 @@ class SparseLinearMethod(LinearMethodBase):
         self.sliced = (
             input_size_per_partition != input_size or sum(output_partition_sizes) != output_size
         )
-        self.deferred = DeferredWeight(layer, self.name, lambda weight: self._pack(layer, weight))
+        self.sizes = batch_sizes()
+        self._defer(layer)
+
+    def _defer(self, layer: Any) -> None:
+        """Have what the checkpoint brings collected, and packed when it is whole."""
+        self.deferred = [DeferredWeight(layer, self.name, lambda weight: self._pack(layer, weight))]
 
     def _pack(self, layer: Any, weight: Tensor | sparse.PackedWeight) -> None:
         packed = weight if isinstance(weight, sparse.PackedWeight) else sparse.pack(weight)
-        whole = not (self.sliced or self.deferred.converted)
+        whole = not (self.sliced or self.deferred[0].converted)
         check_kept(self.name, packed.kept, self.expected, whole)
         numel = packed.shape[0] * packed.shape[1]
-        dense_bytes = numel * packed.dtype.itemsize
-        if not sparse_enough(numel - packed.kept, numel):
+        choice = kernel(short(packed.dtype), numel - packed.kept, numel, self.sizes)
+        kept_bytes = packed.nbytes if choice.sparse else None
+        self.summary.add(numel * packed.dtype.itemsize, kept_bytes, choice.why)
+        if choice.sparse:
+            self._keep(layer, packed)
+        else:
             dense = weight if isinstance(weight, Tensor) else sparse.unpack(packed)
             layer.weight = nn.Parameter(dense, requires_grad=False)
             layer.quant_method = self.dense
-            self.summary.add(dense_bytes, None)
-        else:
-            keep_packed(layer, packed)
-            self.summary.add(dense_bytes, packed.nbytes)
         del weight
         release_memory()
 
+    def _keep(self, layer: Any, packed: sparse.PackedWeight) -> None:
+        keep_packed(layer, packed)
+
     def process_weights_after_loading(self, layer: Any) -> None:
         """Check that the whole weight came; the packing is done by then."""
-        self.deferred.require_complete()
+        for deferred in self.deferred:
+            deferred.require_complete()
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """``x [..., in] -> [..., out]``."""

@@ -79,6 +79,7 @@ class DeferredWeight:
     ) -> None:
         weight = getattr(layer, attribute)
         self.name = name
+        self.attribute = attribute
         self.loaded = 0
         self.total = weight.numel()
         self.converted = False  # whether the checkpoint has another dtype
@@ -182,6 +183,13 @@ class DeferredWeight:
             row, part = parts.pop()
             dense[row : row + part.shape[0]] = sparse.unpack(part)
         self._when_full(dense)
+
+    def restore(self, layer: Any, weight: Tensor) -> None:
+        """Give `layer` back a dense weight, as the parameter that vLLM had made for it."""
+        weight.__class__ = type(self._meta)
+        weight.__dict__.update(self._meta.__dict__)
+        delattr(layer, self.attribute)
+        layer.register_parameter(self.attribute, weight)
 
     def require_complete(self) -> None:
         """Raise when a part of the weight never came.
