@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tamp_modifier.checkpoint.completeness import require_complete_folder
 from tamp_modifier.checkpoint.files import read_config, shards
+from tamp_modifier.checkpoint.int4 import ZeroCounts
 from tamp_modifier.checkpoint.integrity import integrity_of
 from tamp_modifier.checkpoint.marker import INNER_KEY, QUANT_METHOD, Marker, read_marker
 from tamp_modifier.checkpoint.pack import Progress, iter_stored
@@ -135,6 +136,7 @@ def inspect_checkpoint(
     )
     files = shards(folder)
     check = integrity_of(folder, files, Marker.of(marker))
+    zeros = ZeroCounts(quantization)
     header: dict[str, Any] = {}
     for number, file in enumerate(files):
         for name, kind, dense, stored in iter_stored(file):
@@ -142,6 +144,7 @@ def inspect_checkpoint(
                 progress(name, number, len(files))
             check.see(name, dense, stored)
             header[name] = tuple(dense.shape), dense.dtype
+            zeros.see(name, dense)
             info.stored_bytes += sum(tensor.nbytes for tensor in stored.values())
             if is_linear(name, dense):
                 info.linears.append(_describe(name, kind, dense))
@@ -149,6 +152,9 @@ def inspect_checkpoint(
                 info.other_bytes += dense.nbytes
     check.finish()
     require_complete_folder(folder, header)
+    for linear in info.linears:
+        if linear.name in zeros.found:
+            _describe_int4(linear, *zeros.found[linear.name])
     _decide(info, marker, quantization, sizes)
     return info
 
@@ -174,6 +180,13 @@ def _describe(name: str, kind: str, weight: Tensor) -> LinearInfo:
         shape = (weight.shape[0], weight.shape[1])
         info.packed_bytes = packed_size(shape, kept, weight.itemsize)
     return info
+
+
+def _describe_int4(linear: LinearInfo, shape: tuple[int, int], zeros: int) -> None:
+    linear.shape, linear.dtype, linear.zeros = shape, "int4", zeros
+    linear.sparsity = zeros / math.prod(shape) if math.prod(shape) else None
+    # Without scales and zero points, which stay as they are.
+    linear.packed_bytes = packed_size(shape, math.ceil((math.prod(shape) - zeros) / 2), 1)
 
 
 def _decide(

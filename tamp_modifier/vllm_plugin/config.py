@@ -147,7 +147,8 @@ class TampSparseConfig(QuantizationConfig):
         pruned, expected = self.lookup(prefix)
         if not pruned:
             return method
-        return sparse_method(method, layer, prefix, expected, self.summary)
+        activations = self.marker.activations
+        return sparse_method(method, layer, prefix, expected, self.summary, activations)
 
     def lookup(self, prefix: str) -> tuple[bool, int | None]:
         """Look a layer up in the marker.

@@ -13,6 +13,7 @@ from vllm.model_executor.layers.quantization.compressed_tensors.schemes import (
 from vllm.platforms import current_platform
 
 from tamp_modifier.checkpoint.served import stock_scheme
+from tamp_modifier.vllm_plugin.int4 import SparseInt4LinearMethod
 from tamp_modifier.vllm_plugin.linear import SparseLinearMethod, Summary, logger
 from tamp_modifier.vllm_plugin.quantized import SparseFp8LinearMethod, SparseInt8LinearMethod
 
@@ -23,6 +24,7 @@ def sparse_method(
     name: str,
     expected: int | None,
     summary: Summary,
+    activations: str | None = None,
 ) -> LinearMethodBase:
     """Return method that keeps `layer` packed, or `dense` itself where it must stay as it is.
 
@@ -32,6 +34,7 @@ def sparse_method(
         name: the layer's name, for messages.
         expected: non-zero weights of the Linear according to config.json, None if not listed.
         summary: what the Linear is added to.
+        activations: in what inputs of INT4 are multiplied according to config.json.
 
     Raises:
         ValueError: an environment variable is wrong.
@@ -43,6 +46,8 @@ def sparse_method(
     if reason:
         logger.info_once("pruned Linears stay as in stock vLLM: %s", reason)
         return dense
+    if kind == "int4":
+        return SparseInt4LinearMethod(dense, name, expected, summary, activations)
     method = SparseInt8LinearMethod if kind == "int8" else SparseFp8LinearMethod
     return method(dense, name, expected, summary)
 

@@ -171,8 +171,14 @@ def test_a_bad_share_is_refused(share: str, capsys: pytest.CaptureFixture[str]) 
 # -- inspect ---------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def sparse_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every sparse kernel is taken, however fast it is on this machine."""
+    monkeypatch.setenv("TAMP_SERVE", "sparse")
+
+
 def test_inspect_tells_how_each_linear_is_served(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], sparse_kernels: None
 ) -> None:
     assert run("inspect", model, "--json") == 0
     told = json.loads(capsys.readouterr().out)
@@ -187,7 +193,7 @@ def test_inspect_tells_how_each_linear_is_served(
     assert linears["lm_head"]["pattern"] == ""
     dense = {name: linear["why"] for name, linear in linears.items() if linear["served"] == "dense"}
     assert dense == {
-        f"{LAYER}.self_attn.o_proj": f"10% zeros, under {MIN_SPARSITY:.0%}",
+        f"{LAYER}.self_attn.o_proj": f"under {MIN_SPARSITY:.0%} zeros",
         "lm_head": "the output head is not pruned",
     }
     assert told["layout"] == "dense" and told["quantization"] is None
@@ -209,17 +215,30 @@ def test_inspect_tells_how_each_linear_is_served(
     assert packed.stored_bytes < inspect_checkpoint(model).stored_bytes
 
 
-def test_inspect_prints_a_table(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_prints_a_table(
+    model: Path, capsys: pytest.CaptureFixture[str], sparse_kernels: None
+) -> None:
     assert run("inspect", model) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "vLLM with the plugin keeps 7 of 9 Linears packed" in text
     assert "2:4" in text and "(dense; Linears in bfloat16)" in text
-    assert "dense, 1: 10% zeros, under 20%" in text
+    assert "dense, 1: under 20% zeros" in text
 
 
 def _group(bits: int, kind: str, strategy: str, inputs: dict[str, Any] | None) -> dict[str, Any]:
     weights = {"num_bits": bits, "type": kind, "strategy": strategy}
     return {"group_0": {"weights": weights, "input_activations": inputs}}
+
+
+def _quantized(folder: Path, weights: dict[str, torch.Tensor], groups: Any, marker: bool) -> Path:
+    config: dict[str, Any] = {CONFIG_KEY: config_marker("dense")} if marker else {}
+    if groups is not None:
+        config["quantization_config"] = {
+            "quant_method": "compressed-tensors",
+            "config_groups": groups,
+        }
+    tensors = {f"{LAYER}.mlp.up_proj.{name}": tensor for name, tensor in weights.items()}
+    return write(folder, tensors, **config)
 
 
 @pytest.mark.parametrize(
@@ -231,22 +250,20 @@ def _group(bits: int, kind: str, strategy: str, inputs: dict[str, Any] | None) -
         (torch.float8_e4m3fn, _group(8, "float", "block", {"dynamic": True}), True, "dense"),
         (torch.float8_e4m3fn, _group(8, "float", "channel", None), True, "dense"),
         (torch.int8, _group(8, "int", "channel", {"symmetric": True}), True, "packed"),
-        (torch.int8, _group(8, "int", "channel", {"symmetric": False}), True, "dense"),
-        (torch.int32, _group(4, "int", "group", None), True, "dense"),
+        (torch.int8, _group(8, "int", "channel", {"symmetric": False}), True, "packed"),
+        (torch.int8, _group(8, "int", "group", {"symmetric": True}), True, "dense"),
     ],
 )
 def test_quantized_linears(
-    tmp_path: Path, dtype: torch.dtype, groups: dict[str, Any] | None, marker: bool, served: str
+    tmp_path: Path,
+    dtype: torch.dtype,
+    groups: dict[str, Any] | None,
+    marker: bool,
+    served: str,
+    sparse_kernels: None,
 ) -> None:
     weight = (torch.randn(64, 64) * (torch.rand(64, 64) > 0.5) * 9).to(dtype)
-    name = "weight_packed" if dtype == torch.int32 else "weight"
-    config: dict[str, Any] = {CONFIG_KEY: config_marker("dense")} if marker else {}
-    if groups is not None:
-        config["quantization_config"] = {
-            "quant_method": "compressed-tensors",
-            "config_groups": groups,
-        }
-    folder = write(tmp_path / "model", {f"{LAYER}.mlp.up_proj.{name}": weight}, **config)
+    folder = _quantized(tmp_path / "model", {"weight": weight}, groups, marker)
     (linear,) = inspect_checkpoint(folder).linears
     assert linear.served == served, linear.why
 
@@ -278,6 +295,56 @@ def test_experts_of_a_layer_are_judged_together(
     folder = write(tmp_path / "model", weights | {f"{LAYER}.o_proj.weight": marked}, **config)
     experts = [linear for linear in inspect_checkpoint(folder).linears if "experts" in linear.name]
     assert {linear.served for linear in experts} == {served}, experts[0].why
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(
+    ("size", "served"), [(32, "packed"), (128, "packed"), (16, "dense"), (-1, "packed")]
+)
+def test_int4_linears(
+    tmp_path: Path, size: int, served: str, symmetric: bool, sparse_kernels: None
+) -> None:
+    rows, columns = 20, 256
+    generator = torch.Generator().manual_seed(size)
+    codes = torch.randint(0, 16, (rows, columns), generator=generator)
+    groups = 1 if size == -1 else columns // size
+    zeros = torch.full((rows, groups), 8)
+    if not symmetric:
+        zeros = torch.randint(0, 16, (rows, groups), generator=generator)
+    per_column = zeros.repeat_interleave(columns // groups, 1)
+    codes = torch.where(torch.rand(rows, columns, generator=generator) < 0.5, per_column, codes)
+
+    def words(codes: torch.Tensor) -> torch.Tensor:
+        codes = torch.nn.functional.pad(codes, (0, -codes.shape[1] % 8))
+        shifts = 4 * torch.arange(8)
+        words = (codes.view(codes.shape[0], -1, 8) << shifts).sum(-1)
+        return torch.where(words >= 2**31, words - 2**32, words).int()
+
+    weights = {"weight_packed": words(codes), "weight_shape": torch.tensor([rows, columns])}
+    if not symmetric:
+        weights["weight_zero_point"] = words(zeros.t()).t().contiguous()
+    group = _group(4, "int", "channel" if size == -1 else "group", None)
+    group["group_0"]["weights"] |= {"group_size": size, "symmetric": symmetric}
+    folder = _quantized(tmp_path / "model", weights, group, True)
+    (linear,) = inspect_checkpoint(folder).linears
+    assert linear.served == served, linear.why
+    assert linear.shape == (rows, columns) and linear.dtype == "int4"
+    assert linear.zeros == int((codes == per_column).sum())
+    assert linear.packed_bytes < 0.8 * linear.dense_bytes
+
+
+def test_inspect_tells_what_this_machine_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("TAMP_SERVE", raising=False)
+    weight = (torch.randn(64, 64) * (torch.rand(64, 64) > 0.5) * 9).to(torch.float8_e4m3fn)
+    group = _group(8, "float", "channel", {"dynamic": True})
+    folder = _quantized(tmp_path / "model", {"weight": weight}, group, True)
+    assert run("inspect", folder) == 0
+    assert "dense, 1: FP8 has no sparse kernel" in " ".join(capsys.readouterr().out.split())
+    monkeypatch.setenv("TAMP_SERVE", "quick")
+    assert run("inspect", folder) == 1
+    assert "TAMP_SERVE is 'quick', allowed are auto, sparse, dense" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("keep", "size"), [(1, 4), (2, 4), (3, 8), (4, 8), (12, 16), (8, 32)])
