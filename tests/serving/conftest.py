@@ -19,6 +19,8 @@ TEXTS = [
     "<bos> <user> how many blue circles are there ? <assistant>",
     "<bos> <user> a <assistant>",
 ]
+FORCED = {"TAMP_SERVE": "sparse"}
+"""Every sparse kernel is used, however fast it is on this machine."""
 QUESTIONS = 100
 """With a picture, and as many without."""
 PACKED_STEP = 10
@@ -91,7 +93,7 @@ def _answers(
     plugin: bool,
 ) -> dict[str, dict[str, Any]]:
     jobs = [{"model": str(checkpoints[n]), "prompts": _prompts(n, questions)} for n in names]
-    return dict(zip(names, run_jobs(jobs, folder, plugin), strict=True))
+    return dict(zip(names, run_jobs(jobs, folder, plugin, environ=FORCED), strict=True))
 
 
 @pytest.fixture(scope="session")

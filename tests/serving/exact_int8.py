@@ -33,9 +33,11 @@ def use_exact_sums() -> None:
     def multiply(
         handler: Any, x: Any, output: Any, scale: Any, zero: Any, adjustment: Any, bias: Any
     ) -> Any:
-        assert zero is None, "only symmetric activations are compared"
         weight, weight_scales = handler.exact
-        product = torch._int_mm(x, weight).float() * scale * weight_scales.reshape(1, -1)
+        sums = torch._int_mm(x, weight)
+        if zero is not None:
+            sums = sums - zero * weight.sum(0, dtype=torch.int32)
+        product = sums.float() * scale * weight_scales.reshape(1, -1)
         return output.copy_(product if bias is None else product + bias)
 
     ops.create_onednn_scaled_mm = keep

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -266,37 +266,103 @@ def fp8(source: Path, folder: Path, strategy: str = "channel") -> Path:
     return _quantize(source, folder, "float-quantized", group, convert)
 
 
-def int8(source: Path, folder: Path) -> Path:
-    """INT8 weights per channel, activations per token."""
+def int8(
+    source: Path,
+    folder: Path,
+    strategy: str = "channel",
+    static: bool = False,
+    symmetric: bool = True,
+) -> Path:
+    """INT8 weights per channel or tensor; activations per token, or static per tensor."""
 
     def convert(module: str, weight: Tensor) -> dict[str, Tensor]:
         scale = _scale(weight, 127.0)
+        if strategy == "tensor":
+            scale = scale.max().reshape(1)
         quantized = (weight / scale).round().clamp(-127, 127).to(torch.int8)
-        return {f"{module}.weight": quantized, f"{module}.weight_scale": scale.float()}
+        tensors = {f"{module}.weight": quantized, f"{module}.weight_scale": scale.float()}
+        if static:
+            tensors[f"{module}.input_scale"] = torch.tensor([0.05])
+        if static and not symmetric:
+            tensors[f"{module}.input_zero_point"] = torch.tensor([7], dtype=torch.int8)
+        return tensors
 
+    inputs = _arguments(8, "int", "tensor" if static else "token", dynamic=not static)
     group = {
-        "weights": _arguments(8, "int", "channel", dynamic=False),
-        "input_activations": _arguments(8, "int", "token", dynamic=True),
+        "weights": _arguments(8, "int", strategy, dynamic=False),
+        "input_activations": inputs | {"symmetric": symmetric},
     }
     return _quantize(source, folder, "int-quantized", group, convert)
 
 
-def int4(source: Path, folder: Path) -> Path:
-    """INT4 weights in groups of 32, 16-bit activations."""
+def int4(source: Path, folder: Path, size: int = 32, symmetric: bool = True, **more: Any) -> Path:
+    """INT4 weights in groups, 16-bit activations.
+
+    Scales are powers of two, so that bf16 holds the weights exactly: see `dequantized`.
+
+    Args:
+        source: the checkpoint with 16-bit weights.
+        folder: where the quantized one goes.
+        size: columns of a group; -1 for one scale a row.
+        symmetric: the groups have no zero points.
+        more: fields of the weights in config.json.
+    """
 
     def convert(module: str, weight: Tensor) -> dict[str, Tensor]:
         rows, columns = weight.shape
-        grouped = weight.reshape(rows, columns // 32, 32)
-        scale = grouped.abs().amax(-1, keepdim=True).clamp_min(1e-8) / 7
-        quantized = (grouped / scale).round().clamp(-8, 7).to(torch.int8).reshape(rows, columns)
-        return {
-            f"{module}.weight_packed": pack_to_int32(quantized, 4),
-            f"{module}.weight_scale": scale.squeeze(-1).bfloat16(),
+        grouped = weight.reshape(rows, -1, columns if size == -1 else size)
+        if symmetric:
+            zeros, span = torch.full(grouped.shape[:2], 8.0), grouped.abs().amax(-1) / 7
+        else:
+            least = grouped.amin(-1).clamp_max(0)
+            span = (grouped.amax(-1) - least) / 15
+        scale = torch.exp2(span.clamp_min(1e-8).log2().ceil())
+        if not symmetric:
+            zeros = (-least / scale).round()
+        codes = (grouped / scale.unsqueeze(-1)).round() + zeros.unsqueeze(-1)
+        codes = codes.clamp(0, 15).to(torch.int8).reshape(rows, columns)
+        tensors = {
+            f"{module}.weight_packed": pack_to_int32(codes - 8, 4),
+            f"{module}.weight_scale": scale.bfloat16(),
             f"{module}.weight_shape": torch.tensor([rows, columns]),
         }
+        if not symmetric:
+            points = pack_to_int32(zeros.to(torch.int8) - 8, 4, packed_dim=0)
+            tensors[f"{module}.weight_zero_point"] = points
+        return tensors
 
+    strategy = {"strategy": "channel"} if size == -1 else {"strategy": "group", "group_size": size}
     group = {
-        "weights": _arguments(4, "int", "group", group_size=32, dynamic=False),
+        "weights": _arguments(4, "int", dynamic=False, **strategy)
+        | {"symmetric": symmetric}
+        | more,
         "input_activations": None,
     }
     return _quantize(source, folder, "pack-quantized", group, convert)
+
+
+def dequantized(source: Path, folder: Path) -> Path:
+    """The bf16 checkpoint with the weights of one that `int4` made."""
+    folder.mkdir()
+    for path in source.iterdir():
+        if path.name != WEIGHTS:
+            (folder / path.name).write_bytes(path.read_bytes())
+    edit_config(folder, lambda config: [config.pop(k) for k in ("quantization_config", CONFIG_KEY)])
+    tensors = read(source)
+    for packed in [name for name in tensors if name.endswith(".weight_packed")]:
+        module = packed.removesuffix(".weight_packed")
+        words, scale, shape = (
+            tensors.pop(f"{module}.weight_{part}") for part in ("packed", "scale", "shape")
+        )
+        points = tensors.pop(f"{module}.weight_zero_point", None)
+        codes = unpack_from_int32(words, 4, torch.Size(shape.tolist()))
+        size = shape[1] // scale.shape[1]
+        if points is not None:
+            rows = torch.Size([int(shape[0]), scale.shape[1]])
+            zeros = unpack_from_int32(points, 4, rows, packed_dim=0)
+            codes = codes - zeros.repeat_interleave(size, 1)
+        weight = codes.float() * scale.float().repeat_interleave(size, 1)
+        assert torch.equal(weight.bfloat16().float(), weight)
+        tensors[f"{module}.weight"] = weight.bfloat16()
+    write(folder, tensors)
+    return folder

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.serving.conftest import PACKED_STEP, TEXTS
+from tests.serving.conftest import FORCED, PACKED_STEP, TEXTS
 from tests.serving.harness import run_jobs
 from tests.serving.int4 import lacks_kernel, vllm_has_int4
 
@@ -23,14 +23,26 @@ LOGPROB_NOISE = 2 / 16
 RELATIVE_NOISE = 2 * 2**-7
 
 
-def assert_same(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    """Same tokens, and logprobs that differ by rounding only."""
+def assert_same(ours: dict[str, Any], theirs: dict[str, Any], noise: float = LOGPROB_NOISE) -> None:
+    """Same tokens, and logprobs that differ by rounding only.
+
+    Of two tokens that are equally likely but for rounding, either may come; what follows them
+    cannot be compared.
+    """
     assert "error" not in ours, ours["error"]
     assert "error" not in theirs, theirs["error"]
     for mine, other in zip(ours["outputs"], theirs["outputs"], strict=True):
-        assert mine["tokens"] == other["tokens"]
-        for got, expected in zip(mine["logprobs"], other["logprobs"], strict=True):
-            assert got == pytest.approx(expected, abs=LOGPROB_NOISE, rel=RELATIVE_NOISE)
+        steps = zip(*(a[key] for key in ("tokens", "logprobs") for a in (mine, other)), strict=True)
+        for token, other_token, got, expected in steps:
+            assert got == pytest.approx(expected, abs=noise, rel=RELATIVE_NOISE)
+            if token != other_token:
+                assert expected[0] - expected[1] < noise
+                break
+
+
+def noise_of(name: str) -> float:
+    """What another order of rounding does: INT8 inputs then are at the next level now and then."""
+    return 2 * LOGPROB_NOISE if name == "int8" else LOGPROB_NOISE
 
 
 def kept_dense(answer: dict[str, Any]) -> list[str]:
@@ -55,11 +67,10 @@ def test_stock_vllm_serves_marked_checkpoints_dense(stock: Answers) -> None:
 
 @pytest.mark.parametrize("name", DENSE_ON_DISK)
 def test_same_answers_as_stock(name: str, stock: Answers, served: Answers) -> None:
-    if name == "int4" and not vllm_has_int4():
-        # Stock vLLM serves no INT4 on this processor, and so neither does the plugin.
-        assert lacks_kernel(stock[name]) and lacks_kernel(served[name])
-        return
     assert served[name]["quantization"] == "tamp_sparse"
+    if name == "int4" and not vllm_has_int4():
+        assert lacks_kernel(stock[name])  # see test_quantized.py for what the plugin answers
+        return
     assert_same(served[name], stock[name])
 
 
@@ -75,16 +86,9 @@ def test_fp8_with_one_scale_per_tensor(stock: Answers, served: Answers) -> None:
     assert_same(served["fp8-tensor"], stock["fp8-repeated"])
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen", "box", "fp8", "fp8-tensor", "int8"])
+@pytest.mark.parametrize("name", ["llama", "qwen", "box", "fp8", "fp8-tensor", "int8", "int4"])
 def test_every_pruned_linear_is_kept_packed(name: str, served: Answers) -> None:
     assert kept_dense(served[name]) == []
-
-
-def test_int4_stays_with_the_stock_kernel(stock: Answers, served: Answers) -> None:
-    if not vllm_has_int4():
-        assert lacks_kernel(stock["int4"]) and lacks_kernel(served["int4"])
-        return
-    assert served["int4"]["linears"] == stock["int4"]["linears"]
 
 
 def test_the_model_in_the_box_still_answers(
@@ -100,13 +104,14 @@ def test_two_ranks_answer_like_one(
     checkpoints: dict[str, Path], served: Answers, work: Path
 ) -> None:
     options = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
-    job = {"model": str(checkpoints["llama-packed"]), "prompts": TEXTS, "options": options}
+    names = ["llama-packed", "int8", "int4"]
+    jobs = [{"model": str(checkpoints[n]), "prompts": TEXTS, "options": options} for n in names]
     # vLLM wants a NUMA node for each rank unless told otherwise.
-    environ = {"VLLM_CPU_SIM_MULTI_NUMA": "1"}
-    (answer,) = run_jobs([job], work / "ranks", environ=environ)
-    assert "error" not in answer, answer["error"]
-    assert answer["quantization"] == "tamp_sparse"
-    assert_same(answer, served["llama"])
+    environ = FORCED | {"VLLM_CPU_SIM_MULTI_NUMA": "1"}
+    for name, answer in zip(names, run_jobs(jobs, work / "ranks", environ=environ), strict=True):
+        assert "error" not in answer, answer["error"]
+        assert answer["quantization"] == "tamp_sparse"
+        assert_same(answer, served[name.removesuffix("-packed")], noise_of(name))
 
 
 def test_compiled_model_on_two_bound_threads_answers_like_the_eager_one(
@@ -118,7 +123,9 @@ def test_compiled_model_on_two_bound_threads_answers_like_the_eager_one(
         "OMP_NUM_THREADS": str(len(cores)),
     }
     options = {"enforce_eager": False}
-    job = {"model": str(checkpoints["llama"]), "prompts": TEXTS, "options": options}
-    (answer,) = run_jobs([job], work / "compiled", environ=environ)
-    assert_same(answer, served["llama"])
-    assert answer["threads"] == len(cores)
+    names = ["llama", "int8", "int4"]
+    jobs = [{"model": str(checkpoints[n]), "prompts": TEXTS, "options": options} for n in names]
+    answers = run_jobs(jobs, work / "compiled", environ=FORCED | environ)
+    for name, answer in zip(names, answers, strict=True):
+        assert_same(answer, served[name], noise_of(name))
+        assert answer["threads"] == len(cores)

@@ -13,14 +13,14 @@ from devtools.vllm_process import ROOT
 from tamp_modifier.demo.evaluation import evaluation_samples
 from tamp_modifier.demo.pictures import draw
 from tamp_modifier.demo.questions import PICTURE_TASKS, TEXT_TASKS
+from tests.serving.conftest import FORCED
 from tests.serving.harness import run_jobs
-from tests.serving.int4 import lacks_kernel, vllm_has_int4
 
 COMPRESS_PYTHON = ROOT / ".venv" / "bin" / "python"
 METHODS = {
-    "tamp_2of4_fp8": "SparseQuantizedLinearMethod",
-    "tamp_50_int8": "SparseQuantizedLinearMethod",
-    "tamp_50_w4a16": "CompressedTensorsLinearMethod",
+    "tamp_2of4_fp8": "SparseFp8LinearMethod",
+    "tamp_50_int8": "SparseInt8LinearMethod",
+    "tamp_50_w4a16": "SparseInt4LinearMethod",
 }
 """How the plugin serves the Linears of the decoder, by recipe."""
 RIGHT = 0.9
@@ -56,7 +56,7 @@ def served_recipes(work: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
             text = f"<bos> <user> <image> {question} <assistant>"
             prompts.append({"text": text, "picture": str(picture)})
     jobs = [{"model": str(work / "recipes" / name), "prompts": prompts} for name in METHODS]
-    results = run_jobs(jobs, work / "served-recipes")
+    results = run_jobs(jobs, work / "served-recipes", environ=FORCED)
     return dict(zip(METHODS, results, strict=True)), answers
 
 
@@ -66,9 +66,6 @@ def test_a_pruned_and_quantized_model_answers(
 ) -> None:
     results, answers = served_recipes
     found = results[name]
-    if name == "tamp_50_w4a16" and not vllm_has_int4():
-        assert lacks_kernel(found)  # as stock vLLM, see test_answers.py
-        return
     assert "error" not in found, found["error"]
     assert found["quantization"] == "tamp_sparse"
     methods = {m for linear, (m, _) in found["linears"].items() if "language_model" in linear}
