@@ -104,7 +104,7 @@ class DeferredExperts(DeferredWeight):
     """A `DeferredWeight` of all experts of a layer; those of other ranks are passed over."""
 
     def __init__(
-        self, layer: Any, name: str, when_full: Callable[[Tensor], None], attribute: str
+        self, layer: Any, name: str, when_full: Callable[[Any], None], attribute: str
     ) -> None:
         super().__init__(layer, name, when_full, attribute)
         self.layer = layer
