@@ -37,6 +37,11 @@ def dense_name(name: str) -> str:
     return name
 
 
+def linear_name(name: str) -> str:
+    """Return the name of a Linear, of the name of its weight or of its words of 4-bit codes."""
+    return next((name.removesuffix(kind) for kind in _KINDS if name.endswith(kind)), name)
+
+
 def stored_checksum(tensors: Mapping[str, Tensor], name: str) -> int:
     """Return the checksum of what is stored of the tensor `name`.
 
@@ -90,7 +95,7 @@ class Integrity:
                 f"{self._where} holds packed weights ({some(sorted(packed), 3)}), but config.json "
                 f"does not say so: {CONFIG_KEY} must have layout packed"
             )
-        found = {name.removesuffix(".weight") for name in packed}
+        found = {linear_name(name) for name in packed}
         if marker.layout == "packed" and found != set(self._linears):
             gone, new = sorted(set(self._linears) - found), sorted(found - set(self._linears))
             problem = f"it lacks {some(gone, 3)}" if gone else f"{some(new, 3)} is not among them"
@@ -138,11 +143,17 @@ class Integrity:
         self._seen.add(name)
         if self._checksums is not None:
             check_checksum(name, stored_checksum(tensors, name), self._checksums.get(name))
-        linear = name.removesuffix(".weight")
+        linear = linear_name(name)
         if linear == name or linear not in self._linears or dense.dim() != 2:
             return
-        known = dense.dtype in STORAGE_DTYPES
-        kept = int((nonzero(dense) if known else dense != 0).sum())
+        header = tensors.get(name + HEADER_SUFFIX)
+        if header is not None:
+            kept = int(header[3])
+        elif name.endswith(".weight"):
+            known = dense.dtype in STORAGE_DTYPES
+            kept = int((nonzero(dense) if known else dense != 0).sum())
+        else:  # words of 4-bit codes, which tell their zeros with their zero points only
+            return
         if kept != self._linears[linear]:
             raise ValueError(
                 f"{name} keeps {kept} values, config.json says {self._linears[linear]}"

@@ -27,17 +27,22 @@ from tamp_modifier.checkpoint.files import (
     read_config,
     shards,
 )
-from tamp_modifier.checkpoint.integrity import integrity_of, stored_checksum
+from tamp_modifier.checkpoint.int4 import WEIGHT as INT4_WEIGHT
+from tamp_modifier.checkpoint.int4 import pack_words, unpack_words
+from tamp_modifier.checkpoint.integrity import integrity_of, linear_name, stored_checksum
 from tamp_modifier.checkpoint.legacy import read_24_bitmask, read_bitmask
 from tamp_modifier.checkpoint.marker import Marker, mark_dense, mark_packed, read_marker
-from tamp_modifier.checkpoint.served import MIN_SPARSITY, packs
+from tamp_modifier.checkpoint.served import MIN_SPARSITY, OUTPUT_HEAD, packs
 from tamp_modifier.checkpoint.writer import ShardWriter
 from tamp_modifier.files import check_output, check_room, new_folder
 from tamp_modifier.sparse.format import STORAGE_DTYPES
+from tamp_modifier.sparse.int4_serialization import from_tensors_int4, to_tensors_int4
 from tamp_modifier.sparse.packing import pack, unpack
 from tamp_modifier.sparse.serialization import PACKED_SUFFIXES, from_tensors, to_tensors
 
 Progress = Callable[[str, int, int], None]
+Look = Callable[[str], Tensor | None]
+"""Finds a tensor of the same file by its name; None if it is not there."""
 
 
 @dataclasses.dataclass
@@ -59,6 +64,12 @@ class PackStats:
     total_bytes: int = 0
     files: list[str] = dataclasses.field(default_factory=list)
     tensors: int = 0
+
+    def count(self, dense: Tensor, stored: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Add a packed weight to the bytes, and return what is stored of it."""
+        self.dense_bytes += dense.nbytes
+        self.packed_bytes += sum(tensor.nbytes for tensor in stored.values())
+        return stored
 
     @property
     def ratio(self) -> float:
@@ -99,6 +110,8 @@ def _groups(names: Iterable[str]) -> dict[str, tuple[str, list[str]]]:
 
 
 def _to_dense(tensors: Mapping[str, Tensor], name: str, kind: str) -> Tensor:
+    if kind == "packed" and name.endswith(INT4_WEIGHT):
+        return unpack_words(from_tensors_int4(tensors, name))
     if kind == "packed":
         return unpack(from_tensors(tensors, name))
     if kind == "dense":
@@ -134,6 +147,23 @@ def iter_dense(files: Iterable[str | os.PathLike[str]]) -> Iterator[tuple[str, T
             yield name, dense
 
 
+def _pack_int4(
+    name: str, words: Tensor, look: Look, min_sparsity: float, stats: PackStats
+) -> dict[str, Tensor]:
+    """Return what is stored of 4-bit codes: packed ones where they have zeros enough."""
+    linear = name.removesuffix(INT4_WEIGHT)
+    packed = None if OUTPUT_HEAD in linear.split(".") else pack_words(name, words, look)
+    if packed is None or packed.sparsity < min_sparsity:
+        return {name: words}
+    stats.linears[linear] = packed.kept
+    return stats.count(words, to_tensors_int4(packed, name))
+
+
+def _looking(handle: Any) -> Look:
+    names = set(handle.keys())
+    return lambda name: handle.get_tensor(name) if name in names else None
+
+
 def _write_json(file: Path, content: Any) -> None:
     file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
@@ -143,7 +173,7 @@ def _convert(
     out: str | os.PathLike[str],
     check_stored: Callable[[Collection[str]], None],
     make_config: Callable[[dict[str, Any], PackStats, dict[str, int]], dict[str, Any]],
-    convert: Callable[[str, Tensor, PackStats], dict[str, Tensor]],
+    convert: Callable[[str, Tensor, Look, PackStats], dict[str, Tensor]],
     progress: Progress | None,
 ) -> PackStats:
     """Write `source` to `out` with each dense tensor replaced by what `convert` makes of it.
@@ -173,14 +203,16 @@ def _convert(
     temporary = out.with_name(f"{out.name}.{uuid.uuid4().hex[:12]}.partial")
     with new_folder(out, temporary=temporary) as partial:
         for number, file in enumerate(files):
-            with open_shard(file) as handle:
-                metadata = handle.metadata()
-            with ShardWriter(partial / file.name, metadata) as shard:
+            with (
+                open_shard(file) as handle,
+                ShardWriter(partial / file.name, handle.metadata()) as shard,
+            ):
+                look = _looking(handle)
                 for name, _, dense, stored in iter_stored(file):
                     if progress is not None:
                         progress(name, number, len(files))
                     check.see(name, dense, stored)
-                    tensors = convert(name, dense, stats)
+                    tensors = convert(name, dense, look, stats)
                     stats.tensors += 1
                     checksums[name] = stored_checksum(tensors, name)
                     for part, tensor in tensors.items():
@@ -229,17 +261,16 @@ def pack_checkpoint(
         if any(name.endswith(PACKED_SUFFIXES) for name in stored):
             raise ValueError(f"{source} is packed already")
 
-    def convert(name: str, dense: Tensor, stats: PackStats) -> dict[str, Tensor]:
+    def convert(name: str, dense: Tensor, look: Look, stats: PackStats) -> dict[str, Tensor]:
+        if name.endswith(INT4_WEIGHT):
+            return _pack_int4(name, dense, look, min_sparsity, stats)
         if dense.dim() == 2 and name.endswith(".weight") and dense.dtype not in STORAGE_DTYPES:
             unknown.add(str(dense.dtype).removeprefix("torch."))
         if not packs(name, dense, min_sparsity):
             return {name: dense}
         packed = pack(dense)
-        tensors = to_tensors(packed, name)
-        stats.linears[name.removesuffix(".weight")] = packed.kept
-        stats.dense_bytes += dense.nbytes
-        stats.packed_bytes += sum(tensor.nbytes for tensor in tensors.values())
-        return tensors
+        stats.linears[linear_name(name)] = packed.kept
+        return stats.count(dense, to_tensors(packed, name))
 
     def make_config(
         config: dict[str, Any], stats: PackStats, checksums: dict[str, int]
@@ -282,8 +313,8 @@ def unpack_checkpoint(
         if not packed and marker.get("layout") != "packed":
             raise ValueError(f"{source}: nothing is packed, the weights are dense already")
 
-    def convert(name: str, dense: Tensor, stats: PackStats) -> dict[str, Tensor]:
-        linear = name.removesuffix(".weight")
+    def convert(name: str, dense: Tensor, look: Look, stats: PackStats) -> dict[str, Tensor]:
+        linear = linear_name(name)
         if linear in expected and dense.dim() == 2:
             stats.linears[linear] = expected[linear]  # checked before
             stats.dense_bytes += dense.nbytes

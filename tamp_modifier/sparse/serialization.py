@@ -32,6 +32,8 @@ FORMAT_VERSION = 1
 MASK_SUFFIX, VALUES_SUFFIX, HEADER_SUFFIX = ".tamp_mask", ".tamp_values", ".tamp_header"
 PACKED_SUFFIXES = (MASK_SUFFIX, VALUES_SUFFIX, HEADER_SUFFIX)
 _HEADER_LENGTH = 6
+INT4_VERSION, INT4_HEADER_LENGTH = 2, 7
+"""Of packed 4-bit codes, see `int4_serialization`."""
 MAX_SIDE, MAX_WEIGHTS = 2**24, 2**32
 """Most rows and most columns of a packed weight, and most weights.
 
@@ -40,7 +42,8 @@ are below it.
 """
 
 
-def _header_checksum(numbers: list[int]) -> int:
+def numbers_checksum(numbers: list[int]) -> int:
+    """Return the CRC-32 of the numbers of a header, in decimal with one space between them."""
     return zlib.crc32(" ".join(map(str, numbers)).encode())
 
 
@@ -49,7 +52,12 @@ def storable(rows: int, columns: int) -> bool:
     return max(rows, columns) <= MAX_SIDE and rows * columns <= MAX_WEIGHTS
 
 
-def _check_storable(name: str, shape: tuple[int, int]) -> None:
+def check_storable(name: str, shape: tuple[int, int]) -> None:
+    """Refuse a weight that is not `storable`.
+
+    Raises:
+        ValueError: names it.
+    """
     if not storable(*shape):
         raise ValueError(
             f"{name}: a packed weight has at most {MAX_SIDE:,} rows, as many columns and "
@@ -73,9 +81,10 @@ def packed_checksum(header: Tensor) -> int:
     Raises:
         ValueError: it is no header.
     """
-    if header.dtype != torch.int64 or header.shape != (_HEADER_LENGTH,):
-        raise ValueError(f"header must be int64 [{_HEADER_LENGTH}]")
-    return int(header[4])
+    lengths = (_HEADER_LENGTH, INT4_HEADER_LENGTH)
+    if header.dtype != torch.int64 or header.dim() != 1 or len(header) not in lengths:
+        raise ValueError(f"header must be int64 [{_HEADER_LENGTH}] or [{INT4_HEADER_LENGTH}]")
+    return int(header[-2])
 
 
 def to_tensors(packed: PackedWeight, name: str) -> dict[str, Tensor]:
@@ -84,18 +93,23 @@ def to_tensors(packed: PackedWeight, name: str) -> dict[str, Tensor]:
     Raises:
         ValueError: the weight is larger than `storable` allows.
     """
-    _check_storable(name, packed.shape)
+    check_storable(name, packed.shape)
     numbers = [FORMAT_VERSION, *packed.shape, packed.kept, checksum(packed)]
     return {
         name + MASK_SUFFIX: packed.mask,
         name + VALUES_SUFFIX: packed.values[: packed.kept],
         name + HEADER_SUFFIX: torch.tensor(
-            [*numbers, _header_checksum(numbers)], device=packed.device
+            [*numbers, numbers_checksum(numbers)], device=packed.device
         ),
     }
 
 
 def take(tensors: Mapping[str, Tensor], name: str, suffixes: tuple[str, ...]) -> list[Tensor]:
+    """Return the tensors `name` + suffix.
+
+    Raises:
+        ValueError: one is missing; names it.
+    """
     missing = [name + suffix for suffix in suffixes if name + suffix not in tensors]
     if missing:
         raise ValueError(f"{name}: the file lacks {', '.join(missing)}")
@@ -120,12 +134,12 @@ def from_tensors(tensors: Mapping[str, Tensor], name: str, verify: bool = True) 
             f"got {header.dtype} {tuple(header.shape)}"
         )
     numbers = header.tolist()
-    if numbers[-1] != _header_checksum(numbers[:-1]):
+    if numbers[-1] != numbers_checksum(numbers[:-1]):
         raise ValueError(f"{name}: the header is damaged: {numbers}")
     version, rows, columns, kept, expected = numbers[:-1]
     if version != FORMAT_VERSION:
         raise ValueError(f"{name}: format version {version} is not known, only {FORMAT_VERSION} is")
-    _check_storable(name, (rows, columns))
+    check_storable(name, (rows, columns))
     if stored.dtype not in STORAGE_DTYPES or stored.shape != (kept,):
         raise ValueError(
             f"{name}: values must be [{kept}] in a known dtype, "

@@ -19,7 +19,9 @@ from torch.utils._pytree import tree_map_only
 from vllm.model_executor.models.utils import WeightsMapper
 
 from tamp_modifier import sparse
+from tamp_modifier.checkpoint import int4
 from tamp_modifier.checkpoint.integrity import check_checksum, stored_checksum
+from tamp_modifier.sparse.int4_serialization import from_tensors_int4
 
 
 class PackedTensor(Tensor):
@@ -80,10 +82,12 @@ def join_stream(
         parts[name] = tensor
         if len(parts) == len(sparse.PACKED_SUFFIXES):
             del waiting[dense_name]
-            packed = sparse.from_tensors(parts, dense_name)
             if dense_name in listed:
                 check_checksum(dense_name, stored_checksum(parts, dense_name), listed[dense_name])
-            yield dense_name, PackedTensor(packed)
+            if dense_name.endswith(int4.WEIGHT):  # as small as packed ones while they are loaded
+                yield dense_name, int4.unpack_words(from_tensors_int4(parts, dense_name))
+            else:
+                yield dense_name, PackedTensor(sparse.from_tensors(parts, dense_name))
     if waiting:
         name, parts = next(iter(waiting.items()))
         lacking = [s for s in sparse.PACKED_SUFFIXES if name + s not in parts]
