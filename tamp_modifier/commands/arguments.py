@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tamp_modifier.data import Answering
 
 
 def positive(text: str) -> int:
@@ -73,3 +77,44 @@ def add_skip_bad(parser: argparse._ActionsContainer) -> None:
         metavar="N",
         help="go on without rows that cannot be used, N at most, and list them (default: none)",
     )
+
+
+def add_answers(parser: argparse._ActionsContainer) -> None:
+    """Add ``--answers`` and what belongs to it; `answering` reads them."""
+    parser.add_argument(
+        "--answers",
+        choices=("data", "own"),
+        default="data",
+        help="data (default): the answers in DATA; own: the dense model answers the questions "
+        "itself, once, and its answers are kept for later runs",
+    )
+    parser.add_argument(
+        "--answer-tokens",
+        type=positive,
+        metavar="N",
+        help="most tokens of an answer of its own (default: 256)",
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        metavar="T",
+        help="of the model's own answers (default: 0, always the most likely token)",
+    )
+
+
+def answering(args: argparse.Namespace) -> Answering | None:
+    """Return how the model answers itself; None where the answers of the data are taken.
+
+    Raises:
+        ValueError: an option that only goes with ``--answers own``, or a value of one.
+    """
+    given = {"tokens": args.answer_tokens, "temperature": args.temperature}
+    given = {name: value for name, value in given.items() if value is not None}
+    if args.answers == "data":
+        if given:
+            option = "--answer-tokens" if "tokens" in given else "--temperature"
+            raise ValueError(f"{option} goes with --answers own")
+        return None
+    from tamp_modifier.data import Answering
+
+    return Answering(**given, seed=args.seed)

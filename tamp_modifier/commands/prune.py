@@ -8,7 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tamp_modifier.commands.arguments import add_dtype, add_pipeline, add_skip_bad, positive
+from tamp_modifier.commands.arguments import (
+    add_answers,
+    add_dtype,
+    add_pipeline,
+    add_skip_bad,
+    answering,
+    positive,
+)
 
 if TYPE_CHECKING:
     from tamp_modifier.workflows.prune import Pruned
@@ -108,6 +115,7 @@ def _add_calibration(group: Any) -> None:
         "--frames", type=positive, default=8, help="taken from a video (default: %(default)s)"
     )
     add_pipeline(group)
+    add_answers(group)
     add_skip_bad(group)
 
 
@@ -135,9 +143,9 @@ def run(args: argparse.Namespace) -> None:
             args.max_length,
             args.frames,
             args.skip_bad,
+            answering(args),
         )
-        encoding: Callable[[int, int], None] = lambda done, total: step("samples", done, total)  # noqa: E731
-        prepared = job.prepare(args.model, sampling, encoding)
+        prepared = job.prepare(args.model, sampling, step, not args.dry_run, args.dtype)
         if args.dry_run:
             summary = plan(prepared, make_recipe(None, None), args.dtype)
         else:

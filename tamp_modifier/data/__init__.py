@@ -3,9 +3,11 @@
 In the order in which data flow: ``files``, ``tables`` and ``archives`` read rows, ``rows`` makes
 conversations of them with ``formats``, ``fields`` and ``references``, ``conversations`` does so for
 whole files and folders; ``media`` decodes, ``encoding`` calls the model's processor, ``collate``
-makes batches. All of it works with transformers alone, without llm-compressor.
+makes batches; ``answers`` has a model answer the questions. All of it works with transformers
+alone, without llm-compressor.
 """
 
+from tamp_modifier.data.answers import Answering, own_answers
 from tamp_modifier.data.base import BadRows, Conversation, DataError, Part, Turn
 from tamp_modifier.data.collate import Collator, make_loader
 from tamp_modifier.data.conversations import read_conversations
@@ -19,6 +21,7 @@ from tamp_modifier.data.encoding import (
 )
 
 __all__ = [
+    "Answering",
     "BadRows",
     "Collator",
     "Conversation",
@@ -32,5 +35,6 @@ __all__ = [
     "encode_all",
     "longest_input",
     "make_loader",
+    "own_answers",
     "read_conversations",
 ]

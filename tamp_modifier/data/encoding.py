@@ -81,6 +81,27 @@ class Encoder:
             inputs = self._shorten(conversation, media, inputs)
         return Encoded(conversation.name, inputs, start, conversation.task)
 
+    def question(self, conversation: Conversation) -> Encoded:
+        """Encode a conversation up to where the model is to answer.
+
+        Args:
+            conversation: what the assistant says last, if anything, is left out.
+
+        Raises:
+            DataError: it cannot be encoded, asks nothing, or is longer than the most tokens.
+        """
+        conversation = unanswered(conversation)
+        if not any(turn.role == "user" for turn in conversation.turns):
+            raise DataError(f"{conversation.name}: the conversation has no question")
+        inputs = self._run(conversation, self._media(conversation), prompt=True)
+        length = inputs["input_ids"].shape[1]
+        if self._max_length is not None and length > self._max_length:
+            raise DataError(
+                f"{conversation.name}: the question has {length} tokens, more than the "
+                f"{self._max_length} allowed"
+            )
+        return Encoded(conversation.name, inputs, None, conversation.task)
+
     # -- media
 
     def _media(self, conversation: Conversation) -> dict[str, list[Any]]:
@@ -117,10 +138,9 @@ class Encoder:
     # -- text
 
     def _render(self, conversation: Conversation, prompt: bool = False) -> str:
-        """Return the chat template's text, without the last answer if only the prompt is wanted."""
+        """Return the chat template's text; a prompt ends where the assistant is to speak."""
         if conversation.plain:
             return conversation.turns[0].text
-        turns = conversation.turns[:-1] if prompt else conversation.turns
         # Templates of models that only read want texts, the others want parts.
         parts = self._tokenizer is not self._processor
         messages = [
@@ -135,7 +155,7 @@ class Encoder:
                 if parts
                 else turn.text,
             }
-            for turn in turns
+            for turn in conversation.turns
         ]
         try:
             return self._processor.apply_chat_template(
@@ -187,7 +207,7 @@ class Encoder:
         media: Mapping[str, list[Any]],
         inputs: Mapping[str, torch.Tensor],
     ) -> int:
-        prompt = self._run(conversation, media, prompt=True)["input_ids"][0]
+        prompt = self._run(unanswered(conversation), media, prompt=True)["input_ids"][0]
         whole = inputs["input_ids"][0]
         start = len(prompt)
         if start >= len(whole) or not torch.equal(whole[:start], prompt):
@@ -320,6 +340,13 @@ def longest_input(config: Any, tokenizer: Any) -> int | None:
     # Tokenizers say 1e30 for "no limit".
     known = [limit for limit in limits if isinstance(limit, int) and 0 < limit < 10**9]
     return min(known) if known else None
+
+
+def unanswered(conversation: Conversation) -> Conversation:
+    """Return a conversation without what the assistant says last, if it says something there."""
+    if conversation.turns[-1].role != "assistant":
+        return conversation
+    return replace(conversation, turns=conversation.turns[:-1])
 
 
 def _without_last_exchange(conversation: Conversation) -> Conversation | None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tamp_modifier.data import (
+    Answering,
     BadRows,
     Collator,
     Conversation,
@@ -29,6 +31,7 @@ from tamp_modifier.pruning.resume import forget
 from tamp_modifier.report.model import REPORT_FILE, SAMPLES_FILE, PruningReport
 from tamp_modifier.report.samples import shown_path
 from tamp_modifier.tokens import modality_token_ids
+from tamp_modifier.workflows.answers import Asked, answered
 from tamp_modifier.workflows.models import load_config, load_model, load_processor
 
 SAMPLES = 128
@@ -50,6 +53,7 @@ class Sampling:
         max_length: most tokens of a sample; None takes LONGEST, or what the model can read.
         frames: frames taken from a video.
         skip_bad: bad rows that are left out, at most.
+        answers: how the dense model answers the questions itself; None takes the data's answers.
     """
 
     data: Path
@@ -59,6 +63,7 @@ class Sampling:
     max_length: int | None = None
     frames: int = 8
     skip_bad: int = 0
+    answers: Answering | None = None
 
 
 @dataclass
@@ -88,21 +93,30 @@ class Prepared:
 
 
 def prepare(
-    model: str, sampling: Sampling, step: Callable[[int, int], None] = lambda done, total: None
+    model: str,
+    sampling: Sampling,
+    step: Callable[[str, int, int], None] = lambda phase, done, total: None,
+    answer: bool = True,
+    dtype: str = "auto",
 ) -> Prepared:
-    """Read, chooses and encodes the calibration samples of a model, without its weights.
+    """Read, choose and encode the calibration samples of a model.
+
+    The model's weights are loaded only where it answers the questions itself.
 
     Args:
         model: folder or name of the model.
         sampling: what to read and how.
-        step: called after every sample with how many are encoded, and of how many.
+        step: called after every sample with the phase ("answers", "samples"), how many are done,
+            and of how many.
+        answer: False leaves out the model's own answers, for a plan.
+        dtype: type of the weights that answer, "auto" for that of the file.
 
     Raises:
         ValueError: data or a model that cannot be used; see `data` and `models`.
         OSError: no such file or folder.
     """
     bad = BadRows(sampling.skip_bad)
-    rows = read_conversations(sampling.data, bad=bad)
+    rows = read_conversations(sampling.data, sampling.answers is None, bad)
     rows = choose(rows, sampling.samples, SAMPLES, sampling.seed)
     config = load_config(model)
     processor = load_processor(model)
@@ -114,7 +128,11 @@ def prepare(
         raise ValueError(f"max length {max_length} is more than the {limit} tokens that it reads")
     ids = modality_token_ids(config)
     encoder = Encoder(processor, ids, max_length, sampling.frames)
-    rows, encoded = encode_all(encoder, rows, bad, step)
+    if sampling.answers is not None and answer:
+        answering = functools.partial(step, "answers")
+        asked = Asked(model, config, processor, encoder, dtype)
+        rows = answered(asked, rows, sampling.answers, bad, answering)
+    rows, encoded = encode_all(encoder, rows, bad, functools.partial(step, "samples"))
     bad.tell()
     return Prepared(model, config, processor, rows, encoded, sampling, ids)
 
@@ -270,7 +288,10 @@ def describe_samples(prepared: Prepared) -> dict[str, Any]:
                 entry |= {"first": found[0], "grid": [found[1], found[2]]}
             media.append(entry)
         samples.append({"name": row.name.removeprefix(f"{folder}/"), "media": media})
-    return {"seed": prepared.sampling.seed, "samples": samples}
+    described: dict[str, Any] = {"seed": prepared.sampling.seed, "samples": samples}
+    if prepared.sampling.answers is not None:
+        described["answers"] = asdict(prepared.sampling.answers)
+    return described
 
 
 def _grids(encoded: Encoded, ids: Sequence[int], config: Any) -> list[tuple[int, int, int] | None]:

@@ -310,3 +310,26 @@ def test_bad_rows_are_skipped_and_listed_at_the_end(
     only = jsonl(tmp_path / "only.jsonl", [{**row, "image": "bad.png"}])
     line = fails(capsys, "prune", str(MODEL_FOLDER), "--data", str(only), *plan[4:], "--skip-bad=9")
     assert "no sample is left, all were skipped; the first: " in line
+
+
+def test_own_answers_replace_those_of_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    question = "what is 3 plus 4 ?"
+    right = jsonl(tmp_path / "right.jsonl", [asked(question=question, answer="7")])
+    none = [{"messages": [{"role": "user", "content": question}]}]
+    asked_only = jsonl(tmp_path / "none.jsonl", none)
+    own = ("--answers", "own", "--answer-tokens", "4")
+    assert cli.main(command(tmp_path / "a", right)) == 0
+    assert cli.main(command(tmp_path / "b", asked_only, *own)) == 0
+    assert same(tmp_path / "a", tmp_path / "b")
+    samples = json.loads((tmp_path / "b" / "tamp_samples.json").read_text())
+    assert samples["answers"] == {"tokens": 4, "temperature": 0.0, "seed": 0}
+    (file,) = (tmp_path / "cache" / "tamp-modifier" / "answers").iterdir()
+    assert json.loads(file.read_text())["answer"] == "7"
+    assert cli.main(["prune", str(MODEL_FOLDER), "--data", str(asked_only), "--dry-run", *own]) == 0
+    assert "no answer" in fails(capsys, *command(tmp_path / "c", asked_only))
+    for option in ("--answer-tokens", "--temperature"):
+        line = fails(capsys, *command(tmp_path / "c", right, option, "1"))
+        assert f"{option} goes with --answers own" in line
