@@ -13,9 +13,9 @@ import sys
 from collections.abc import Sequence
 
 from tamp_modifier import __version__
-from tamp_modifier.commands import demo, estimate, eval, inspect, pack, prune, report
+from tamp_modifier.commands import demo, estimate, eval, inspect, pack, prune, recover, report
 
-COMMANDS = (demo, prune, eval, estimate, report, pack, inspect)
+COMMANDS = (demo, prune, recover, eval, estimate, report, pack, inspect)
 """In the order of ``tamp --help``."""
 
 

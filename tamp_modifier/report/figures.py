@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from tamp_modifier.report.model import (
     LinearReport,
     PruningReport,
+    Recovery,
     ReportError,
     layer_index,
     linear_type,
@@ -62,6 +63,8 @@ def draw_report(report: PruningReport, folder: Path) -> list[Path]:
         paths.append(save_figure(selection_figure(report), folder / "selected_tokens.png"))
     if report.attention:
         paths.append(save_figure(attention_figure(report), folder / "attention.png"))
+    if report.recovery is not None:
+        paths.append(save_figure(recovery_figure(report.recovery), folder / "recovery.png"))
     return paths
 
 
@@ -273,3 +276,25 @@ def _picked(report: PruningReport, layer: str) -> dict[str, float]:
             counts.update(MODALITY_NAMES[types[token]] for token in tokens if token < len(types))
             choices += 1
     return {name: count / choices for name, count in counts.items()} if choices else {}
+
+
+def recovery_figure(recovery: Recovery) -> Figure:
+    """Draw the held-out loss of a recovery against the minutes of training."""
+    figure = new_figure(6, 3.2)
+    axes = figure.subplots()
+    minutes = [entry["seconds"] / 60 for entry in recovery.curve]
+    losses = [entry["loss"] for entry in recovery.curve]
+    axes.plot(minutes, losses, color=COLOURS[0], marker="o", markersize=4)
+    axes.axhline(recovery.best, color=COLOURS[3], linewidth=1, linestyle="--")
+    axes.annotate(
+        f"kept: {recovery.best:.4f}",
+        (minutes[-1], recovery.best),
+        textcoords="offset points",
+        xytext=(0, -12),
+        ha="right",
+        color=COLOURS[3],
+    )
+    axes.set_xlabel("minutes of training")
+    axes.set_ylabel("held-out KL to the dense model, nats")
+    axes.set_ylim(bottom=0)
+    return figure

@@ -71,6 +71,28 @@ class LinearReport:
 
 
 @dataclass
+class Recovery:
+    """A training of the weights that were kept, after the pruning.
+
+    Attributes:
+        settings: Fields of ``recovery.RecoverySettings``, as plain JSON values.
+        learning_rate: Highest of the schedule.
+        trained: Number of weights that were trained.
+        curve: Comparisons with the dense model on held-out samples, the first before any training:
+            ``seconds``, ``tokens`` and ``samples`` of training so far, and ``loss`` in nats.
+        best: Smallest loss of the curve, that of the saved state.
+        ended: Why the training ended.
+    """
+
+    settings: dict[str, Any]
+    learning_rate: float
+    trained: int
+    curve: list[dict[str, float]]
+    best: float
+    ended: str
+
+
+@dataclass
 class PruningReport:
     """One pruning run.
 
@@ -91,6 +113,7 @@ class PruningReport:
         attention: Share of the last token's attention that each modality gets, mean over samples,
             by decoder layer; empty where the selection looks at no attention.
         warnings: What the run warned of: weights that stay dense, experts without a token.
+        recovery: The training that followed; ``None`` without one.
     """
 
     requested_sparsity: float
@@ -106,6 +129,7 @@ class PruningReport:
     token_types: list[list[int]] = field(default_factory=list)
     attention: dict[str, dict[str, float]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    recovery: Recovery | None = None
 
     @property
     def is_mixed(self) -> bool:
@@ -273,7 +297,7 @@ def _check_keys(data: Mapping[str, Any], kind: type, place: str) -> None:
 
 def _report_from_dict(data: dict[str, Any]) -> PruningReport:
     data = {k: v for k, v in data.items() if k not in ("format", "format_version")}
-    data.setdefault("warnings", [])  # written since 0.2
+    data = {"warnings": [], "recovery": None} | data  # written since 0.2
     _check_keys(data, PruningReport, "the report")
     seed = _expect(data["seed"], (int, type(None)), "seed")
     return PruningReport(
@@ -295,6 +319,29 @@ def _report_from_dict(data: dict[str, Any]) -> PruningReport:
             data["attention"], lambda row, place: _named(row, _number, place), "attention"
         ),
         warnings=[_text(line, "warnings") for line in _expect(data["warnings"], list, "warnings")],
+        recovery=None if data["recovery"] is None else _recovery_from_dict(data["recovery"]),
+    )
+
+
+def _recovery_from_dict(data: Any) -> Recovery:
+    place = "recovery"
+    _check_keys(_expect(data, dict, place), Recovery, place)
+    curve = []
+    for index, entry in enumerate(_expect(data["curve"], list, f"{place}.curve")):
+        found = _named(entry, _number, f"{place}.curve[{index}]")
+        if sorted(found) != ["loss", "samples", "seconds", "tokens"]:
+            raise ReportError(
+                f"{place}.curve[{index}] has {', '.join(sorted(found))}, expected loss, samples, "
+                "seconds, tokens"
+            )
+        curve.append(found)
+    return Recovery(
+        settings=_expect(data["settings"], dict, f"{place}.settings"),
+        learning_rate=_number(data["learning_rate"], f"{place}.learning_rate", low=0),
+        trained=_count(data["trained"], f"{place}.trained"),
+        curve=curve,
+        best=_number(data["best"], f"{place}.best"),
+        ended=_text(data["ended"], f"{place}.ended"),
     )
 
 

@@ -19,6 +19,7 @@ from tamp_modifier.files import whole_file
 from tamp_modifier.report.figures import (
     attention_figure,
     diversity_figure,
+    recovery_figure,
     selection_figure,
     sparsity_figure,
 )
@@ -119,6 +120,18 @@ def page(
                 "cosine similarity, within a modality and between two. Linears with more of it "
                 "keep more weights.",
                 _image(diversity_figure(report), "diversity by depth"),
+            )
+        )
+    if report.recovery is not None:
+        recovery = report.recovery
+        parts.append(
+            _section(
+                "Recovery",
+                f"The dense model taught {_short(recovery.trained)} weights; the zeros stayed. "
+                f"The held-out loss fell from {recovery.curve[0]['loss']:.4f} to "
+                f"{recovery.best:.4f} nats.",
+                _image(recovery_figure(recovery), "held-out loss over the training")
+                + _pairs({**recovery.settings, "learning rate": recovery.learning_rate}),
             )
         )
     if report.attention:

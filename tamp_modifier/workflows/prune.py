@@ -54,6 +54,7 @@ class Sampling:
         frames: frames taken from a video.
         skip_bad: bad rows that are left out, at most.
         answers: how the dense model answers the questions itself; None takes the data's answers.
+        default: how many are taken where ``samples`` is None; None takes all.
     """
 
     data: Path
@@ -64,6 +65,7 @@ class Sampling:
     frames: int = 8
     skip_bad: int = 0
     answers: Answering | None = None
+    default: int | None = SAMPLES
 
 
 @dataclass
@@ -117,7 +119,8 @@ def prepare(
     """
     bad = BadRows(sampling.skip_bad)
     rows = read_conversations(sampling.data, sampling.answers is None, bad)
-    rows = choose(rows, sampling.samples, SAMPLES, sampling.seed)
+    most = len(rows) if sampling.default is None else sampling.default
+    rows = choose(rows, sampling.samples, most, sampling.seed)
     config = load_config(model)
     processor = load_processor(model)
     limit = longest_input(config, getattr(processor, "tokenizer", processor))

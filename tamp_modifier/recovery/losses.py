@@ -1,0 +1,121 @@
+"""How far a student is from its teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+POSITIONS = 256
+"""Positions whose distributions are compared at once: a vocabulary times them stays small."""
+
+
+def counted_positions(
+    input_ids: Tensor, attention_mask: Tensor, placeholders: Sequence[int]
+) -> Tensor:
+    """Where a model predicts a token of text: the next token is real and stands for no medium.
+
+    Args:
+        input_ids: int64 [samples, tokens].
+        attention_mask: [samples, tokens], 0 for padding.
+        placeholders: ids that stand for media.
+
+    Returns:
+        bool [samples, tokens - 1].
+    """
+    media = torch.isin(input_ids, torch.tensor(list(placeholders), device=input_ids.device).long())
+    real = attention_mask.bool()
+    return real[:, :-1] & real[:, 1:] & ~media[:, 1:]
+
+
+def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """Mean KL(teacher || student) of positions, in nats, times the squared temperature.
+
+    Distillation as in Hinton et al., section 2 (arXiv 1503.02531); the factor keeps gradients of
+    one size at all temperatures.
+
+    Args:
+        student: logits [positions, vocabulary].
+        teacher: logits [positions, vocabulary], without gradient.
+        temperature: both are divided by it.
+
+    Returns:
+        fp32 scalar; 0 where there is no position.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if student.shape != teacher.shape:
+        raise ValueError(f"student logits {list(student.shape)}, teacher {list(teacher.shape)}")
+
+    def part(mine: Tensor, theirs: Tensor) -> Tensor:
+        wanted = (theirs.float() / temperature).log_softmax(-1)
+        found = (mine.float() / temperature).log_softmax(-1)
+        return (wanted.exp() * (wanted - found)).sum()
+
+    return _mean(part, student, teacher) * temperature**2
+
+
+def divergence_of_top(
+    student: Tensor, indices: Tensor, log_shares: Tensor, temperature: float = 1.0
+) -> Tensor:
+    """`divergence` where only the teacher's most likely tokens are known.
+
+    All other tokens count as one, which makes this a lower bound of the whole divergence, and 0
+    where the distributions are the same.
+
+    Args:
+        student: logits [positions, vocabulary].
+        indices: int64 [positions, k], tokens.
+        log_shares: [positions, k], log-probabilities of the teacher at the same temperature.
+        temperature: of both.
+
+    Returns:
+        fp32 scalar; 0 where there is no position.
+    """
+
+    def part(mine: Tensor, tokens: Tensor, wanted: Tensor) -> Tensor:
+        wanted = wanted.float()
+        found = (mine.float() / temperature).log_softmax(-1).gather(-1, tokens)
+        listed = (wanted.exp() * (wanted - found)).sum()
+        theirs, ours = _rest(wanted), _rest(found)
+        return listed + (theirs * (theirs.log() - ours.log())).sum()
+
+    return _mean(part, student, indices, log_shares) * temperature**2
+
+
+def _rest(log_shares: Tensor) -> Tensor:
+    """Return what is left of 1, [positions]; at least what fp32 can tell from 0, for its log."""
+    return (1 - log_shares.exp().sum(-1)).clamp_min(1e-7)
+
+
+def _mean(part: object, student: Tensor, *others: Tensor) -> Tensor:
+    """Mean over positions of a sum over them, in parts that are computed again going back."""
+    total = student.new_zeros((), dtype=torch.float32)
+    for begin in range(0, len(student), POSITIONS):
+        parts = [tensor[begin : begin + POSITIONS] for tensor in (student, *others)]
+        total = total + checkpoint(part, *parts, use_reentrant=False)
+    return total / max(1, len(student))
+
+
+def hidden_error(student: Sequence[Tensor], teacher: Sequence[Tensor], counted: Tensor) -> Tensor:
+    """Mean over layers of the squared error of hidden states over the teacher's mean square.
+
+    SquareHead (arXiv 2310.06927, equation 2).
+
+    Args:
+        student: [samples, tokens, features] of each layer.
+        teacher: the same, without gradient.
+        counted: bool [samples, tokens], which tokens count.
+
+    Returns:
+        fp32 scalar.
+    """
+    errors = []
+    for mine, theirs in zip(student, teacher, strict=True):
+        wanted = theirs[counted].float()
+        error = (mine[counted].float() - wanted).square().mean()
+        errors.append(error / wanted.square().mean().clamp_min(1e-12))
+    return torch.stack(errors).mean()
