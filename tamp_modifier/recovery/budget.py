@@ -30,7 +30,7 @@ PATIENCE = 6
 
 
 def schedule(fraction: float) -> float:
-    """Return the learning rate at a fraction of the run, over the highest: warm-up, then a cosine."""
+    """Return the learning rate at a fraction of the run, over the highest: a warmed-up cosine."""
     if fraction < WARM_UP:
         return max(fraction, 1e-3) / WARM_UP
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (fraction - WARM_UP) / (1 - WARM_UP))))
@@ -83,6 +83,10 @@ class Budget(TrainerCallback):
         for name in _STORED:
             setattr(self, name, stored[name])
 
+    def save(self, checkpoint: Path) -> None:
+        """Write what `load` reads."""
+        write_json(checkpoint / BUDGET_FILE, {name: getattr(self, name) for name in _STORED})
+
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
     ) -> None:
@@ -118,10 +122,3 @@ class Budget(TrainerCallback):
         if len(self.curve) - 1 - self.best >= PATIENCE and not self.reason:
             self.reason = f"{PATIENCE} comparisons in a row were no better"
             control.should_training_stop = True
-
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
-    ) -> None:
-        """Write what is needed to go on beside Trainer's own state."""
-        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        write_json(folder / BUDGET_FILE, {name: getattr(self, name) for name in _STORED})

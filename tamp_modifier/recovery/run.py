@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.trainer_utils import get_last_checkpoint
 
 from tamp_modifier.data import Collator, Encoded
 from tamp_modifier.files import write_json
@@ -21,7 +20,7 @@ from tamp_modifier.recovery.probe import STEPS, Probe, probe
 from tamp_modifier.recovery.settings import RecoverySettings
 from tamp_modifier.recovery.teacher import KeptTeacher, LiveTeacher, Teacher, ask_once
 from tamp_modifier.recovery.trained import Trained, make_trainable, pruned_linears
-from tamp_modifier.recovery.trainer import Diverged, Recovery
+from tamp_modifier.recovery.trainer import Diverged, Recovery, last_state
 from tamp_modifier.zeros.freeze import freeze
 
 PROBE_FILE = "probe.json"
@@ -239,7 +238,7 @@ def recover_model(
             phase = "recovery" if loss is None else f"recovery, held-out KL {loss:.4f}"
             step(phase, round(1000 * fraction), 1000)
 
-        checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+        checkpoint = last_state(folder)
         trainer = session.trainer(1.0, budget, report)
         rate = _rate(session, trainer)
         trainer.args.learning_rate = rate
@@ -247,7 +246,7 @@ def recover_model(
             trainer.save_model(str(folder / START))
             trainer.evaluate()
         else:
-            budget.load(Path(checkpoint))
+            budget.load(checkpoint)
         reason = _train(trainer, checkpoint)
         if budget.best == 0:
             trainer.load_trained(folder / START)
@@ -278,10 +277,10 @@ def _rate(session: Session, trainer: Recovery) -> float:
     return json.loads(file.read_text())["rate"]
 
 
-def _train(trainer: Recovery, checkpoint: str | None) -> str:
+def _train(trainer: Recovery, checkpoint: Path | None) -> str:
     """Train; returns why it broke off, "" where it did not. The best state is in the model then."""
     try:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except Diverged as error:
         best = trainer.state.best_model_checkpoint
         if best is not None:

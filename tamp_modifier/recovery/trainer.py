@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
 
 from tamp_modifier.data import Collator
 from tamp_modifier.files import whole_file
@@ -102,6 +103,7 @@ class Recovery(Trainer):
             eval_dataset=held_out,
             callbacks=[budget, _Reporter(budget, report)],
         )
+        self.remove_callback(PrinterCallback)  # the caller shows how far the run is
         # The loss is a mean of this forward pass, whatever the model's forward could take.
         self.model_accepts_loss_kwargs = False
 
@@ -160,6 +162,7 @@ class Recovery(Trainer):
         state = {name: p.detach().cpu().contiguous() for name, p in self._moving().items()}
         with whole_file(folder / TRAINED_FILE) as temporary:
             save_file(state, temporary)
+        self.budget.save(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self.load_trained(Path(resume_from_checkpoint))
@@ -196,6 +199,13 @@ class Recovery(Trainer):
         assert chosen is not None
         self.lr_scheduler = LambdaLR(chosen, lambda step: schedule(self.budget.fraction))
         return self.lr_scheduler
+
+
+def last_state(folder: Path) -> Path | None:
+    """Return the last state of a run that was written whole; None if there is none."""
+    # Trainer writes trainer_state.json last.
+    whole = [file.parent for file in folder.glob("checkpoint-*/trainer_state.json")]
+    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 class _Reporter(TrainerCallback):

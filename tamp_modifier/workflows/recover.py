@@ -191,7 +191,7 @@ def recover(job: Job, out: Path, restart: bool = False, step: Step = lambda *_: 
         if find_marker(pair.student.config) is None:
             setattr(pair.student.config, CONFIG_KEY, config_marker("dense"))
         if job.settings.scheme is not None:
-            _quantize(pair.student, done.linears, job.settings.scheme)
+            _quantize(pair, done.linears, job.settings.scheme)
         with new_folder(out, f"; the training is kept in {partial}") as folder:
             pair.student.save_pretrained(folder)
             job.prepared.processor.save_pretrained(folder)
@@ -213,9 +213,7 @@ def _claim(partial: Path, job: Job, restart: bool) -> None:
         write_json(file, mine)
         return
     if not file.is_file():
-        raise ValueError(
-            f"{partial} is no folder of tamp recover; remove it, or choose another OUT"
-        )
+        raise ValueError(f"{partial} is not of tamp recover; remove it or take another OUT")
     found = json.loads(file.read_text())
     differ = [name for name in mine if found.get(name) != mine[name]]
     if differ:
@@ -232,7 +230,7 @@ def _pair(job: Job, step: Step) -> Pair:
     return Pair(student, teacher, prepared.processor, prepared.encoded, prepared.ids)
 
 
-def _quantize(student: Any, linears: Sequence[str], scheme: str) -> None:
+def _quantize(pair: Pair, linears: Sequence[str], scheme: str) -> None:
     """Round the pruned Linears as the training did; their zeros stay."""
     from llmcompressor import oneshot
     from llmcompressor.modifiers.quantization import QuantizationModifier
@@ -240,6 +238,7 @@ def _quantize(student: Any, linears: Sequence[str], scheme: str) -> None:
 
     from tamp_modifier.zeros.keep import keep_zeros
 
+    student = pair.student
     keep_zeros(student)
     others = [
         name
@@ -247,7 +246,7 @@ def _quantize(student: Any, linears: Sequence[str], scheme: str) -> None:
         if isinstance(module, nn.Linear) and name not in set(linears)
     ]
     recipe = QuantizationModifier(targets="Linear", scheme=scheme, ignore=others)
-    oneshot(model=student, recipe=recipe, pipeline="datafree")
+    oneshot(model=student, processor=pair.processor, recipe=recipe, pipeline="datafree")
 
 
 def _report(job: Job, done: Recovered, student: Any) -> PruningReport:
