@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tamp_modifier import TAMPModifier
 from tamp_modifier.checkpoint.pack import pack_checkpoint
+from tamp_modifier.data import Encoded
 from tamp_modifier.demo.evaluation import MODEL_FOLDER, load_processor
 from tamp_modifier.demo.evaluation import load_model as load_demo_model
 
@@ -76,10 +77,28 @@ def data(folder: Path) -> Names:
     }
 
 
+def recovery(folder: Path) -> Names:
+    torch.manual_seed(0)
+    teacher = LlamaForCausalLM(LlamaConfig(**SIZES))
+    student = LlamaForCausalLM(LlamaConfig(**SIZES))
+    student.load_state_dict(teacher.state_dict())
+    with torch.no_grad():
+        student.model.layers[0].mlp.up_proj.weight[:, ::2] = 0
+    samples = [Encoded(f"row {i}", {"input_ids": torch.randint(3, 90, (1, 6))}) for i in range(8)]
+    return {
+        "student": student,
+        "teacher": teacher,
+        "processor": load_processor(),
+        "samples": samples,
+        "placeholders": {},
+    }
+
+
 PAGES: dict[str, Callable[[Path], Names]] = {
     "quantization.md": quantization,
     "serving.md": serving,
     "data.md": data,
+    "recovery.md": recovery,
 }
 SCRIPTS = {"scale.md"}
 """Pages whose blocks are whole programs or load a model by its name; see below."""

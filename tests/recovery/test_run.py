@@ -108,9 +108,7 @@ def test_a_probe_finds_a_rate_that_helps(pair: Pair, tmp_path: Path) -> None:
     assert done.rate > 1e-4 and done.best < done.before
 
 
-def test_a_killed_run_goes_on(
-    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_run_goes_on(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = RecoverySettings(**QUICK)
     monkeypatch.setattr(budget, "TRAINING_PER_COMPARISON", 0.0)
     again = Pair(copy.deepcopy(pair.student), pair.teacher, pair.processor, pair.samples, {})
@@ -151,9 +149,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_the_best_state_stays(
     assert all(bool(value.isfinite().all()) for value in pair.student.state_dict().values())
 
 
-def test_training_that_only_harms_leaves_the_student_as_it_was(
-    pair: Pair, tmp_path: Path
-) -> None:
+def test_training_that_only_harms_leaves_the_student_as_it_was(pair: Pair, tmp_path: Path) -> None:
     before = state_of(pair.student)
     done = recover_model(pair, RecoverySettings(**{**QUICK, "learning_rate": 30.0}), tmp_path)
     assert done.best == done.before

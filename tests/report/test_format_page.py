@@ -11,13 +11,24 @@ from typing import Any
 import pytest
 
 from tamp_modifier.report import LinearReport, PruningReport, ReportError
-from tamp_modifier.report.model import FORMAT, FORMAT_VERSION
+from tamp_modifier.report.model import FORMAT, FORMAT_VERSION, Recovery
 
 PAGE = (Path(__file__).parents[2] / "docs" / "report-format.md").read_text()
 ROW = re.compile(r"^\| `(\w+)` \| ([^|]+) \|", re.M)
 FILE = dict(ROW.findall(PAGE.split("## File")[1].split("## Linear")[0]))
-LINEAR = dict(ROW.findall(PAGE.split("## Linear")[1].split("## Example")[0]))
+RECOVERY = dict(ROW.findall(PAGE.split("## Recovery")[1].split("## Example")[0]))
+LINEAR = dict(ROW.findall(PAGE.split("## Linear")[1].split("## Recovery")[0]))
 (EXAMPLE,) = map(json.loads, re.findall(r"^```json\n(.*?)^```", PAGE, re.M | re.S))
+
+POINT = {"seconds": 0.0, "tokens": 0, "samples": 0, "loss": 1.5}
+TRAINING: dict[str, Any] = {
+    "settings": {},
+    "learning_rate": 1e-4,
+    "trained": 3,
+    "curve": [POINT],
+    "best": 1.5,
+    "ended": "",
+}
 
 # Type on the page -> values of it and values that are refused.
 ACCEPTED: dict[str, list[Any]] = {
@@ -33,6 +44,9 @@ ACCEPTED: dict[str, list[Any]] = {
     "list of lists of pairs": [[], [[], [[3, 1]]]],
     "list of strings": [[], ["a", ""]],
     "list of lists of counts": [[], [[], [7]]],
+    "Recovery or null": [None, TRAINING],
+    "number from 0": [0, 2.5],
+    "list of points": [[], [POINT]],
 }
 REFUSED: dict[str, list[Any]] = {
     "string": [None, 1],
@@ -49,6 +63,9 @@ REFUSED: dict[str, list[Any]] = {
     "list of strings": [None, "a", [1], [None]],
     "list of lists of pairs": [None, [None], [[[0]]], [[[4, 1]]], [[[0, 0]]], [[[0, 1, 2]]]],
     "list of lists of counts": [None, [None], [[-1]], [[0.5]]],
+    "Recovery or null": [{}, [], TRAINING | {"more": 1}],
+    "number from 0": [-1, None, "1"],
+    "list of points": [None, [{}], [POINT | {"loss": None}], [POINT | {"more": 1.0}]],
 }
 
 
@@ -56,7 +73,10 @@ def load(folder: Path, place: str, name: str, value: Any) -> PruningReport:
     """The example with one field changed."""
     data = json.loads(json.dumps(EXAMPLE))
     (linear,) = data["linears"].values()
-    (data if place == "file" else linear)[name] = value
+    training = dict(TRAINING)
+    if place == "recovery":
+        data["recovery"] = training
+    {"file": data, "linear": linear, "recovery": training}[place][name] = value
     path = folder / "report.json"
     path.write_text(json.dumps(data))
     return PruningReport.load(path)
@@ -65,7 +85,7 @@ def load(folder: Path, place: str, name: str, value: Any) -> PruningReport:
 def cases(values: dict[str, list[Any]]) -> list[tuple[str, str, Any]]:
     """(place, field, value) for every value of the type that the page gives to the field."""
     found = []
-    for place, table in (("file", FILE), ("linear", LINEAR)):
+    for place, table in (("file", FILE), ("linear", LINEAR), ("recovery", RECOVERY)):
         for name, kind in table.items():
             inside = re.fullmatch(r"\{\w+: (\w+)\}", kind)
             if inside and inside[1] != "Linear":
@@ -78,6 +98,7 @@ def cases(values: dict[str, list[Any]]) -> list[tuple[str, str, Any]]:
 def test_the_page_has_every_field_in_order() -> None:
     assert list(FILE) == ["format", "format_version", *(f.name for f in fields(PruningReport))]
     assert list(LINEAR) == [f.name for f in fields(LinearReport)]
+    assert list(RECOVERY) == [f.name for f in fields(Recovery)] == list(TRAINING)
     assert list(EXAMPLE) == list(FILE)
     assert all(list(linear) == list(LINEAR) for linear in EXAMPLE["linears"].values())
 
@@ -99,7 +120,7 @@ def test_values_of_the_type_are_read(tmp_path: Path, place: str, name: str, valu
 
 def test_every_type_of_the_page_is_tried() -> None:
     tried = {name for _, name, _ in cases(REFUSED)}
-    assert tried == {*FILE, *LINEAR}
+    assert tried == {*FILE, *LINEAR, *RECOVERY}
 
 
 @pytest.mark.parametrize(("place", "name", "value"), cases(REFUSED))
@@ -109,6 +130,6 @@ def test_other_values_are_refused(tmp_path: Path, place: str, name: str, value: 
 
 
 def test_a_field_that_the_page_lacks_is_refused(tmp_path: Path) -> None:
-    for place in ("file", "linear"):
+    for place in ("file", "linear", "recovery"):
         with pytest.raises(ReportError, match="has unknown another"):
             load(tmp_path, place, "another", 1)
