@@ -40,7 +40,7 @@ def allocate(job: Job) -> dict[str, float]:
             allocation=shares(beta),
             **job.model.fields(),
         )
-        apply(modifier, job, model)
+        apply([modifier], job, model)
         return sum(text_loss(model, batch) for batch in job.batches)
 
     return shares(search(text_loss_with, steepest))

@@ -23,6 +23,8 @@ FORMAT_VERSION = 2
 """Counts up whenever what is measured changes; results of another version are refused."""
 
 DENSE = "dense"
+"""The method that changes nothing. Names that begin with it and `_` prune nothing either, but
+quantize (see `benchmarks.pareto`)."""
 
 GROUPS = (2, 4, 8, 16, 32)
 """M of the patterns N:M: those that divide the rows of every model."""
@@ -160,9 +162,10 @@ class Cell:
     __pydantic_config__ = _STRICT
 
     def __post_init__(self) -> None:
-        if (self.method == DENSE) != (self.setting == "0"):
+        prunes = not (self.method == DENSE or self.method.startswith(f"{DENSE}_"))
+        if prunes == (self.setting == "0"):
             raise ValueError(f"setting of {self.method!r} cannot be {self.setting!r}")
-        if self.method != DENSE:
+        if prunes:
             parse_setting(self.setting)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,8 +31,8 @@ class Job:
     dense: Any
 
 
-def apply(modifier: Any, job: Job, model: Any) -> None:
-    """Run one modifier on a model in place, with the calibration samples of a job."""
+def apply(modifiers: Sequence[Any], job: Job, model: Any) -> None:
+    """Run modifiers, one after the other, on a model in place, with a job's calibration samples."""
     from llmcompressor import oneshot
 
     from tamp_modifier.upstream.tracing import complete_tracing
@@ -43,7 +44,7 @@ def apply(modifier: Any, job: Job, model: Any) -> None:
         model=model,
         processor=job.model.processor(),
         dataset=DataLoader(batches, batch_size=None),
-        recipe=[modifier],
+        recipe=list(modifiers),
         num_calibration_samples=len(job.batches),
         shuffle_calibration_samples=False,
         sequential_targets=[job.model.layer],

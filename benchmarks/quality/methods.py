@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.quality import atp, ecoflap
-from benchmarks.quality.job import Job
+from benchmarks.quality.job import Job, apply
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,10 @@ class Method:
         """Return the modifier, with further fields if there are any."""
         given = {"allocation": self.allocate(job)} if self.allocate else {}
         return self._modifier(job, {**given, **(more or {})})
+
+    def run(self, job: Job, more: Mapping[str, Any] | None = None) -> None:
+        """Prune the model of a job in place, with further fields if there are any."""
+        apply([self.make(job, more)], job, job.dense)
 
     @property
     def is_ours(self) -> bool:

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from benchmarks.quality.cells import (
     DENSE,
@@ -23,7 +23,7 @@ from benchmarks.quality.cells import (
     path_of,
     save,
 )
-from benchmarks.quality.job import Job, apply
+from benchmarks.quality.job import Job
 from benchmarks.quality.methods import METHODS, applies
 from benchmarks.quality.models import QualityModel
 from tamp_modifier.files import probe
@@ -32,6 +32,16 @@ PACKAGES = ("torch", "transformers", "llmcompressor", "tamp-modifier")
 
 Plan = tuple[QualityModel, str, str, int]
 """Model, method, setting, calibration seed."""
+
+
+class Steps(Protocol):
+    """What a method does to a model, such as `methods.Method`."""
+
+    def recipe(self, job: Job) -> dict[str, Any]:
+        """Return what decides its result."""
+
+    def run(self, job: Job) -> None:
+        """Change the job's model in place."""
 
 
 def plan(
@@ -84,8 +94,19 @@ def plan(
     return cells
 
 
-def run(cells: Sequence[Plan], folder: Path, say: Callable[[str], None]) -> None:
+def run(
+    cells: Sequence[Plan],
+    folder: Path,
+    say: Callable[[str], None],
+    methods: Mapping[str, Steps] = METHODS,
+) -> None:
     """Run the cells that have no file yet. All files that are there are checked before any work.
+
+    Args:
+        cells: what to run, in this order.
+        folder: of the cell files.
+        say: is told of every cell that is done.
+        methods: the methods that the cells name, besides the dense model.
 
     Raises:
         ResultError: a file of another version, other weights or another recipe, or packed ones.
@@ -102,7 +123,7 @@ def run(cells: Sequence[Plan], folder: Path, say: Callable[[str], None]) -> None
         key = (model.name, method, setting, seed)
         path = path_of(folder, key)
         if path.exists():
-            check_same(path, conditions(model, method, setting, seed))
+            check_same(path, conditions(model, method, setting, seed, methods))
         else:
             missing.append((model, method, setting, seed))
     if any(folder.rglob("*.json")):
@@ -113,7 +134,7 @@ def run(cells: Sequence[Plan], folder: Path, say: Callable[[str], None]) -> None
         if path.exists():
             continue  # another process has been faster
         try:
-            cell = measure(model, method, setting, seed)
+            cell = measure(model, method, setting, seed, methods)
         except ValueError as error:
             raise ValueError(f"{model.name} {method} {setting} seed {seed}: {error}") from error
         if path.exists():
@@ -130,24 +151,36 @@ def run(cells: Sequence[Plan], folder: Path, say: Callable[[str], None]) -> None
         )
 
 
-def conditions(model: QualityModel, method: str, setting: str, seed: int) -> Conditions:
+def conditions(
+    model: QualityModel,
+    method: str,
+    setting: str,
+    seed: int,
+    methods: Mapping[str, Steps] = METHODS,
+) -> Conditions:
     """Return what decides the result of a cell that would be measured now."""
-    recipe = {} if method == DENSE else METHODS[method].recipe(_job(model, setting, [], None))
+    recipe = {} if method == DENSE else methods[method].recipe(_job(model, setting, [], None))
     return Conditions((model.name, method, setting, seed), model.identity, model.samples, recipe)
 
 
-def measure(model: QualityModel, method: str, setting: str, seed: int) -> Cell:
+def measure(
+    model: QualityModel,
+    method: str,
+    setting: str,
+    seed: int,
+    methods: Mapping[str, Steps] = METHODS,
+) -> Cell:
     """Prunes a fresh model and asks it everything."""
     from tamp_modifier.quiet import quiet
 
     with quiet():
-        decided = conditions(model, method, setting, seed)
+        decided = conditions(model, method, setting, seed, methods)
         pruned = model.load()
         seconds = 0.0
         if method != DENSE:
             job = _job(model, setting, model.batches(seed, model.samples), pruned)
             begin = time.process_time()
-            prune(job, method)
+            methods[method].run(job)
             seconds = time.process_time() - begin
         tasks = model.evaluate(pruned)
         weights = [linear.weight for linear in model.linears(pruned).values()]
@@ -178,7 +211,7 @@ def prune(job: Job, method: str, more: Mapping[str, Any] | None = None) -> None:
         method: a name of `METHODS`.
         more: further fields of its modifier.
     """
-    apply(METHODS[method].make(job, more or {}), job, job.dense)
+    METHODS[method].run(job, more)
 
 
 def _job(model: QualityModel, setting: str, batches: list[Any], dense: Any) -> Job:
