@@ -143,6 +143,12 @@ bench-quality: $(STAMP) smolav ## accuracy of every pruning method; hours, goes 
 bench-quality-quick: $(STAMP) ## the same with one seed and two sparsities of the model in the box
 	@$(BIN)/python -m benchmarks.quality --quick --output output/bench-quality
 
+.PHONY: bench-pareto
+bench-pareto: $(STAMP) $(SERVE_STAMP) smolav ## does sparsity pay? quality, size and speed; hours, goes on where it was stopped
+	@$(BIN)/python -m benchmarks.quality --prepare --models smollm2
+	@$(SERVE_BIN)/python -m benchmarks.pareto --speed
+	@$(BIN)/python -m benchmarks.pareto --figure output/bench-pareto/pareto.png
+
 # In a folder of its own: in $(SERVE) its platform plugin would change what vLLM runs.
 ZENTORCH := output/zentorch
 

@@ -20,7 +20,7 @@ IGNORE = [
 """Linears that stay as they are, as in the recipes."""
 
 _DECODER = "re:^(?!.*(vision|visual|audio)).*"
-MAPPINGS = {
+MAPPINGS: dict[str, list[Any]] = {
     "smooth": [
         ([f"{_DECODER}{name}_proj$" for name in "qkv"], f"{_DECODER}input_layernorm$"),
         (
@@ -70,6 +70,12 @@ def _gptq(scheme: dict[str, Any]) -> Any:
     from llmcompressor.modifiers.gptq import GPTQModifier
 
     return GPTQModifier(ignore=IGNORE, **scheme)
+
+
+def _fitted(scheme: dict[str, Any]) -> Any:
+    from benchmarks.pareto.grid import FittedGPTQModifier
+
+    return FittedGPTQModifier(ignore=IGNORE, **scheme)
 
 
 def _smoothing() -> Any:
@@ -131,6 +137,15 @@ FORMATS: dict[str, Format] = {
             True,
             lambda: [_gptq(_in_groups(4))],
             ("GPTQModifier",),
+        ),
+        Format(
+            "int4_fit",
+            "W4A16, GPTQ, fitted on the grid",
+            4,
+            GROUP,
+            True,
+            lambda: [_fitted(_in_groups(4))],
+            ("FittedGPTQModifier",),
         ),
         Format(
             "int4_awq",

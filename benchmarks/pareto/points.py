@@ -89,38 +89,48 @@ POINTS: dict[str, Point] = {
     point.name: point
     for point in (
         *(_point(DENSE, stored) for stored in FORMATS if stored != "bf16"),
-        *(
-            _point("best", stored)
-            for stored in ("bf16", "int8", "int8_gptq", "int4_rtn", "int4_gptq")
-        ),
+        *(_point("best", stored) for stored in FORMATS if stored not in ("int4_awq", "int3_gptq")),
         *(_point("wanda", stored) for stored in ("bf16", "int8", "int4_gptq")),
     )
 }
 
-SPARSITIES = ("50", "60", "70", "2:4", "4:8", "30")
+SPARSITIES = ("50", "60", "2:4", "70", "4:8", "30")
 STORED = ("bf16", "int8", "int4_gptq")
 """With every sparsity."""
 
-CONTROL = tuple(
-    (name, "50")
-    for name in ("best_int4_rtn", "best_int8_gptq", "wanda_bf16", "wanda_int8", "wanda_int4_gptq")
+FIRST = (
+    ("dense_int8", "0"),
+    ("dense_int4_rtn", "0"),
+    ("dense_int4_gptq", "0"),
+    ("best_bf16", "50"),
+    ("best_int8", "50"),
+    ("best_int4_gptq", "50"),
+    ("best_int4_rtn", "50"),
+    ("best_int4_fit", "50"),
+)
+"""What decides, and the orders of pruning and rounding."""
+
+LAST = (
+    ("best_int8_gptq", "50"),
+    ("dense_int8_gptq", "0"),
+    ("dense_int4_fit", "0"),
+    ("wanda_bf16", "50"),
+    ("wanda_int8", "50"),
+    ("wanda_int4_gptq", "50"),
+    ("dense_int3_gptq", "0"),
+    ("dense_int4_awq", "0"),
 )
 """Other ways to the same points."""
 
 
 def plan(models: Sequence[QualityModel], seeds: Sequence[int]) -> list[Plan]:
     """All cells: every model and seed, what decides first."""
-    dense = [(name, "0") for name, point in POINTS.items() if point.pruning is None]
-    late = ("dense_int4_awq", "dense_int8_gptq")
-    order = [
-        *((name, setting) for name, setting in dense if name not in late),
-        *((f"best_{stored}", setting) for setting in SPARSITIES for stored in STORED),
-        *CONTROL,
-        *((name, "0") for name in late),
-    ]
+    swept = [(f"best_{stored}", setting) for setting in SPARSITIES for stored in STORED]
+    order = list(dict.fromkeys([*FIRST, *swept, *LAST]))
+    # The dense model needs no calibration.
     return [
         (model, *cell, seed)
         for model in models
         for seed in seeds
-        for cell in ([(DENSE, "0")] if seed == seeds[0] else []) + order
+        for cell in [*([(DENSE, "0")] if seed == seeds[0] else []), *order]
     ]

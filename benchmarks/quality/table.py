@@ -246,7 +246,7 @@ def summary(found: Sequence[Block]) -> list[str]:
             )
         if any(texts):
             rows.append((_heading(block), *texts))
-    return _markdown(("the preset against", *map(title_of, RIVALS)), rows) if rows else []
+    return as_markdown(("the preset against", *map(title_of, RIVALS)), rows) if rows else []
 
 
 def _marked(text: str, side: int) -> str:
@@ -263,25 +263,25 @@ def markdown(found: Sequence[Block]) -> str:
     lines = summary(found)
     for block in found:
         lines += [f"**{_heading(block)}**", ""]
-        lines += _markdown(HEADERS, [cells_of_row(row) for row in block.rows])
+        lines += as_markdown(HEADERS, [cells_of_row(row) for row in block.rows])
         if block.versus:
-            lines += _markdown(
+            lines += as_markdown(
                 VERSUS, [cells_of_comparison(name, found) for name, found in block.versus.items()]
             )
         if block.steps:
-            lines += _markdown(
+            lines += as_markdown(
                 STEP, [cells_of_comparison(name, found) for name, found in block.steps.items()]
             )
         kinds = next(iter(block.kinds.values()), {})
         if kinds:
-            lines += _markdown(
+            lines += as_markdown(
                 ("kept against", *kinds),
                 [
                     (title_of(name), *(points(kept) for kept, _ in values.values()))
                     for name, values in block.kinds.items()
                 ],
             )
-            lines += _markdown(
+            lines += as_markdown(
                 ("NLL against", *kinds),
                 [
                     (title_of(name), *(difference(nll) for _, nll in values.values()))
@@ -291,6 +291,7 @@ def markdown(found: Sequence[Block]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def as_markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table in Markdown, numbers to the right."""
     lines = ["| " + " | ".join(headers) + " |", "|---|" + "---:|" * (len(headers) - 1)]
     return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
