@@ -13,13 +13,20 @@ from llmcompressor import active_session, oneshot
 from tamp_modifier import TAMPModifier
 from tamp_modifier.allocation.patterns import Structure
 from tamp_modifier.checkpoint.marker import read_marker
-from tamp_modifier.checkpoint.pack import read_config
+from tamp_modifier.checkpoint.pack import (
+    iter_dense,
+    pack_checkpoint,
+    read_config,
+    unpack_checkpoint,
+)
 from tamp_modifier.demo.evaluation import calibration_dataloader, load_model
 from tamp_modifier.demo.run import decoder_linears
 from tamp_modifier.masks import has_structure
 from tamp_modifier.zeros.remembered import pruned_bits
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+NOT_PACKED = ("tamp_50_w4a16", "best_50_w4a16")
+"""Recipes whose weights `tamp pack` leaves as they are: 4-bit codes, eight in an int32."""
 
 
 def modifiers_of(path: Path) -> dict[str, dict[str, Any]]:
@@ -67,12 +74,31 @@ def test_a_recipe_does_what_it_says(path: Path, tmp_path: Path) -> None:
         assert dense or has_structure(linear.weight, fields.mask_structure)
 
     logits = logits_of(model)
-    model.save_pretrained(tmp_path)
-    config = read_config(tmp_path)
+    saved = tmp_path / "saved"
+    model.save_pretrained(saved)
+    config = read_config(saved)
     assert read_marker(config) is not None
     assert ("quantization_config" in config) == (len(wanted) > 1)
-    loaded = load_model(tmp_path)
+    loaded = load_model(saved)
     torch.testing.assert_close(logits_of(loaded), logits, rtol=1e-3, atol=1e-3)
     reloaded = decoder_linears(loaded)
     for name, mask in masks.items():
         assert int(reloaded[name].weight[mask].count_nonzero()) == 0, name
+    if path.stem not in NOT_PACKED:
+        check_packs(saved, set(masks), tmp_path)
+
+
+def check_packs(saved: Path, pruned: set[str], folder: Path) -> None:
+    """The saved checkpoint packs, every pruned Linear of it, and comes back as it was."""
+    stats = pack_checkpoint(saved, folder / "packed")
+    assert len(stats.linears) == len(pruned)
+    unpack_checkpoint(folder / "packed", folder / "unpacked")
+    before, after = (tensors_of(place) for place in (saved, folder / "unpacked"))
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert torch.equal(after[name].float(), tensor.float()), name
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint, dense."""
+    return dict(iter_dense(sorted(folder.glob("*.safetensors"))))
