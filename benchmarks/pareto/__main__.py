@@ -3,7 +3,8 @@
     python -m benchmarks.quality --prepare             # fetches models and texts, once
     python -m benchmarks.pareto                        # quality: all cells that are missing
     python -m benchmarks.pareto --speed                # speed, in the serving environment
-    python -m benchmarks.pareto --table docs/results/pareto --figure docs/figures/pareto.png
+    python -m benchmarks.pareto --table docs/results/pareto --bf16 docs/results/quality \\
+        --figure docs/figures/pareto.png
 
 Every cell is written as soon as it is done, so a run that was stopped goes on where it was. Results
 of another version, other weights or another recipe are refused and never overwritten.
@@ -38,6 +39,12 @@ def parser() -> argparse.ArgumentParser:
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--speed", action="store_true", help="measure speed instead of quality")
     only.add_argument("--table", type=Path, metavar="FOLDER", help="print these results, then stop")
+    parser.add_argument(
+        "--bf16",
+        type=Path,
+        metavar="FOLDER",
+        help="take bf16 cells that are missing from these results of benchmarks.quality",
+    )
     parser.add_argument("--figure", type=Path, metavar="FILE", help="draw the results")
     parser.add_argument("--pack", type=Path, metavar="FOLDER", help="write one file a model")
     return parser
@@ -54,8 +61,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(args: argparse.Namespace) -> None:
-    if args.table is not None and not args.table.is_dir():
-        raise ValueError(f"--table {args.table} is not a folder")
+    for option, folder in (("--table", args.table), ("--bf16", args.bf16)):
+        if folder is not None and not folder.is_dir():
+            raise ValueError(f"{option} {folder} is not a folder")
     if args.speed:
         if args.threads < 1:
             raise ValueError(f"--threads must be at least 1, got {args.threads}")
@@ -82,11 +90,13 @@ def _measure(args: argparse.Namespace) -> None:
 def _show(source: Path, args: argparse.Namespace) -> None:
     """Print the table of what is finished, pack and draw it."""
     from benchmarks.pareto.figure import draw
-    from benchmarks.pareto.rows import rows
+    from benchmarks.pareto.rows import rows, with_bf16
     from benchmarks.pareto.table import markdown
     from benchmarks.quality.cells import load_folder, pack
 
     found = load_folder(source / QUALITY)
+    if args.bf16 is not None:
+        found = with_bf16(found, load_folder(args.bf16))
     shown = rows(found, speed.load_folder(source / SPEED))
     print(markdown(shown))
     if args.pack is not None:

@@ -99,12 +99,12 @@ STORED = ("bf16", "int8", "int4_gptq")
 """With every sparsity."""
 
 FIRST = (
-    ("dense_int8", "0"),
-    ("dense_int4_rtn", "0"),
     ("dense_int4_gptq", "0"),
-    ("best_bf16", "50"),
     ("best_int8", "50"),
     ("best_int4_gptq", "50"),
+    ("dense_int8", "0"),
+    ("dense_int4_rtn", "0"),
+    ("best_bf16", "50"),
     ("best_int4_rtn", "50"),
     ("best_int4_fit", "50"),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.pareto.formats import FORMATS, Format
 from benchmarks.pareto.points import POINTS
@@ -77,6 +77,32 @@ def format_of(method: str) -> Format:
     if method not in POINTS:
         raise ResultError(f"there is no point {method!r}; known are {', '.join(POINTS)}")
     return POINTS[method].format
+
+
+def with_bf16(cells: Sequence[Cell], borrowed: Sequence[Cell]) -> list[Cell]:
+    """Return cells, and those of pruned or dense bf16 models that they lack.
+
+    Args:
+        cells: of this benchmark.
+        borrowed: of `benchmarks.quality`, measured in bf16; taken are those of the models, weights,
+            items and calibration seeds of `cells`, by the name that the same point has here.
+
+    Returns:
+        All of them, in the order of their keys.
+    """
+    known = {cell.key for cell in cells}
+    wanted = {(cell.model, cell.identity, cell.samples, cell.seed) for cell in cells}
+    found = list(cells)
+    for cell in borrowed:
+        name = cell.method if cell.method == DENSE else f"{cell.method}_bf16"
+        same = replace(cell, method=name)
+        if (
+            (name == DENSE or name in POINTS)
+            and (cell.model, cell.identity, cell.samples, cell.seed) in wanted
+            and same.key not in known
+        ):
+            found.append(same)
+    return sorted(found, key=lambda cell: cell.key)
 
 
 def rows(cells: Sequence[Cell], speeds: Sequence[Speed]) -> list[Row]:

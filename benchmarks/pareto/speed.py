@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter
 
 from benchmarks.quality.cells import parse_setting
 from tamp_modifier.files import write_json
@@ -114,7 +114,7 @@ def load(path: Path) -> Speed:
         if data.pop("format") != FORMAT or data.pop("format_version") != FORMAT_VERSION:
             raise SpeedError(f"{path} is of another format or version")
         return _SPEED.validate_python(data)
-    except (OSError, ValueError, AttributeError, KeyError, ValidationError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise SpeedError(f"{path} cannot be read as a speed: {error}") from None
 
 
