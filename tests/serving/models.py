@@ -138,7 +138,7 @@ MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_moe": ("Qwen3Moe", {"num_experts": 4, "head_dim": 32, "moe_intermediate_size": 64}),
     "gpt_oss": (
         "GptOss",
-        {"num_local_experts": 4, "head_dim": 32, "intermediate_size": 96},
+        {"num_local_experts": 4, "head_dim": 32, "intermediate_size": 128},
     ),
 }
 
