@@ -15,7 +15,7 @@ from torch import Tensor
 from tamp_modifier.checkpoint.marker import CONFIG_KEY
 from tamp_modifier.checkpoint.pack import pack_checkpoint
 from tests.serving import models
-from tests.serving.conftest import TEXTS
+from tests.serving.conftest import FORCED, TEXTS
 from tests.serving.harness import run_jobs
 
 LINEAR = "model.layers.1.mlp.down_proj"
@@ -71,6 +71,29 @@ def test_peak_is_the_sparse_model_and_two_dense_layers(
 def test_without_a_marker_the_flag_is_enough(loaded: dict[str, dict[str, Any]]) -> None:
     assert loaded["unmarked"]["linears"] == loaded["dense"]["linears"]
     assert loaded["unmarked"]["outputs"] == loaded["dense"]["outputs"]
+
+
+@pytest.fixture(scope="module")
+def quantized(large: Path, work: Path) -> dict[str, dict[str, Any]]:
+    """The large model in INT8 and INT4, with sparse kernels."""
+    folders = [
+        models.int8(large, work / "large-int8"),
+        models.int4(large, work / "large-int4", size=128),
+    ]
+    jobs = [{"model": str(folder), "prompts": TEXTS[:1]} for folder in folders]
+    return dict(zip(("int8", "int4"), run_jobs(jobs, work / "large", environ=FORCED), strict=True))
+
+
+@pytest.mark.parametrize(("name", "bits", "share"), [("int8", 8, 0.66), ("int4", 4.125, 0.8)])
+def test_half_of_a_quantized_weight_takes_less_than_the_dense_one(
+    name: str, bits: float, share: float, quantized: dict[str, dict[str, Any]]
+) -> None:
+    result = quantized[name]
+    assert "error" not in result, result["error"]
+    _, size = result["linears"]["model.layers.0.self_attn.o_proj"]  # 1024 x 1024, half zeros
+    assert size <= share * 1024 * 1024 * bits / 8
+    assert result["kept"] <= sparse_bytes(result) + 16 * MIB
+    assert result["peak"] <= sparse_bytes(result) + 32 * MIB
 
 
 # -- refusals --------------------------------------------------------------------------------------
