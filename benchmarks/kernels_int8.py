@@ -28,7 +28,7 @@ os.environ.setdefault("VLLM_PLUGINS", "")
 import torch
 from torch import Tensor
 
-from benchmarks.kernels import ROWS, SHAPES, SPARSITIES, machine, table
+from benchmarks.kernels import ROWS, SHAPES, SPARSITIES, machine, page_bytes, table
 from tamp_modifier import sparse
 
 SCALE = 1 / 64
@@ -169,11 +169,12 @@ def measure_shape(shape: tuple[int, int], args: argparse.Namespace) -> list[dict
     scale = torch.rand(shape[0]) / 64
     kernels = dense_kernels(weight, scale)
     dense_names = list(kernels)
-    limits, pruned = {}, {}
+    limits, pruned, pages = {}, {}, {"weight": page_bytes(weight)}
     for sparsity in args.sparsities:
         pruned[sparsity] = weight * (torch.rand(shape) >= sparsity)
         packed = sparse.pack(pruned[sparsity])
         limits[sparsity] = weight.nbytes / packed.nbytes
+        pages["sparse"] = page_bytes(packed.values)
         kernels[f"sparse {sparsity}"] = sparse_kernel(packed, scale)
     results = []
     for rows in args.rows:
@@ -195,9 +196,11 @@ def measure_shape(shape: tuple[int, int], args: argparse.Namespace) -> list[dict
                     "sparsity": sparsity,
                     "dense_seconds": dense,
                     "best_dense": name,
+                    "huge_seconds": None,
                     "sparse_seconds": ours,
                     "ratio": dense[name] / ours,
                     "limit": limits[sparsity],
+                    "page_bytes": pages,
                     "gigabytes_per_second": weight.nbytes / limits[sparsity] / ours / 1e9,
                 }
             )
@@ -219,11 +222,11 @@ def main() -> None:
         for text in args.shapes:
             out_features, in_features = (int(size) for size in text.split("x"))
             results += measure_shape((out_features, in_features), args)
-    print(table(results, args.markdown))
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         content = {"machine": machine(), "dtype": "int8", "results": results}
         args.output.write_text(json.dumps(content, indent=1) + "\n")
+    print(table(results, args.markdown))
 
 
 if __name__ == "__main__":
