@@ -123,14 +123,23 @@ LAST = (
 """Other ways to the same points."""
 
 
+ORDER = tuple(
+    dict.fromkeys(
+        [
+            *FIRST,
+            *((f"best_{stored}", setting) for setting in SPARSITIES for stored in STORED),
+            *LAST,
+        ]
+    )
+)
+"""Method and setting of every cell but the dense one, what decides first."""
+
+
 def plan(models: Sequence[QualityModel], seeds: Sequence[int]) -> list[Plan]:
-    """All cells: every model and seed, what decides first."""
-    swept = [(f"best_{stored}", setting) for setting in SPARSITIES for stored in STORED]
-    order = list(dict.fromkeys([*FIRST, *swept, *LAST]))
-    # The dense model needs no calibration.
+    """All cells of every model and seed; the dense model needs no calibration and one seed."""
     return [
         (model, *cell, seed)
         for model in models
         for seed in seeds
-        for cell in [*([(DENSE, "0")] if seed == seeds[0] else []), *order]
+        for cell in [*([(DENSE, "0")] if seed == seeds[0] else []), *ORDER]
     ]

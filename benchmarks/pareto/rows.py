@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from benchmarks.pareto.formats import FORMATS, Format
-from benchmarks.pareto.points import POINTS
+from benchmarks.pareto.points import ORDER, POINTS
 from benchmarks.pareto.sizes import SIZES, bits_a_weight
 from benchmarks.pareto.speed import Speed
 from benchmarks.quality.cells import DENSE, Cell, ResultError
@@ -97,7 +97,7 @@ def with_bf16(cells: Sequence[Cell], borrowed: Sequence[Cell]) -> list[Cell]:
         name = cell.method if cell.method == DENSE else f"{cell.method}_bf16"
         same = replace(cell, method=name)
         if (
-            (name == DENSE or name in POINTS)
+            (name == DENSE or (name, cell.setting) in ORDER)
             and (cell.model, cell.identity, cell.samples, cell.seed) in wanted
             and same.key not in known
         ):

@@ -22,6 +22,7 @@ from benchmarks.quality.cells import parse_setting
 from tamp_modifier.files import write_json
 
 BATCHES = (1, 4, 16)
+LIMIT = 600  # seconds for one engine
 FORMAT = "tamp-pareto-speed"
 FORMAT_VERSION = 1
 SETTINGS = ("0", "50", "60", "70", "2:4")
@@ -130,14 +131,15 @@ def save(folder: Path, speed: Speed) -> Path:
 
 
 def missing(folder: Path, models: Sequence[str], threads: int) -> list[Speed]:
-    """Cells that have no file yet, without results; the smaller model first."""
+    """Cells that have no file yet or failed, without results; the smaller model first."""
     wanted = [
         Speed(model, bits, setting, threads, machine="", date="", versions={})
         for model in models
         for setting in SETTINGS
         for bits in STORED
     ]
-    return [speed for speed in wanted if not (folder / speed.path).exists()]
+    done = {speed.path for speed in load_folder(folder) if not speed.error}
+    return [speed for speed in wanted if speed.path not in done]
 
 
 def run(folder: Path, models: Sequence[str], threads: int, say: Callable[[str], None]) -> None:
@@ -151,7 +153,6 @@ def run(folder: Path, models: Sequence[str], threads: int, say: Callable[[str], 
     from benchmarks.serving.engine import PROMPT
     from benchmarks.serving.models import write_random
 
-    load_folder(folder)
     todo = missing(folder, models, threads)
     say(f"{len(todo)} speeds to measure")
     for number, speed in enumerate(todo, 1):
@@ -160,7 +161,7 @@ def run(folder: Path, models: Sequence[str], threads: int, say: Callable[[str], 
             model = Path(work) / "model"
             shape = MODELS[speed.model].shape
             write_random(model, sparsity, shape=shape, structure=structure, bits=speed.bits)
-            measured = run_engine(model, threads, list(BATCHES), plugin=sparsity > 0)
+            measured = run_engine(model, threads, list(BATCHES), sparsity > 0, LIMIT)
         found = replace(
             speed,
             machine=cpu_name(),

@@ -38,7 +38,9 @@ def cpu_name() -> str:
     return next((line.split(":")[1].strip() for line in lines if "model name" in line), "unknown")
 
 
-def run_engine(model: Path, threads: int, batches: list[int], plugin: bool) -> dict[str, Any]:
+def run_engine(
+    model: Path, threads: int, batches: list[int], plugin: bool, limit: float = LIMIT
+) -> dict[str, Any]:
     """Measure in a process bound to `threads` cores; ``{"error": ...}`` if it fails."""
     cores = sorted(os.sched_getaffinity(0))[:threads]
     environ = environment(plugin) | {
@@ -49,7 +51,7 @@ def run_engine(model: Path, threads: int, batches: list[int], plugin: bool) -> d
         output, log = Path(folder) / "result.json", Path(folder) / "log.txt"
         command = [sys.executable, "-m", "benchmarks.serving.engine", str(model), str(output)]
         command += ["--batches", *map(str, batches)]
-        status = run_limited(command, environ, log, LIMIT)
+        status = run_limited(command, environ, log, limit)
         if not output.exists():
             tail = log.read_text(errors="replace")[-3000:]
             print(f"the engine failed with status {status}:\n{tail}", file=sys.stderr)

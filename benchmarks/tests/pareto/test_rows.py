@@ -78,6 +78,7 @@ def test_cells_of_bf16_come_from_the_quality_tables() -> None:
         example("best", "60", seed=1, **same),
         example("best", "70", identity="other", **same),
         example("sparsegpt", "50", **same),
+        example("wanda", "20", **same),
         example("dense", "0", cpu_seconds=9.0, **same),
     ]
     found = with_bf16(cells(), borrowed)
@@ -130,3 +131,6 @@ def test_a_speed_comes_back_and_is_not_measured_again(tmp_path: Path) -> None:
     left = speed.missing(tmp_path, ["1b"], 1)
     assert FAST.path not in {found.path for found in left}
     assert len(left) == len(speed.SETTINGS) * len(speed.STORED) - 1
+    # What failed is tried again.
+    speed.save(tmp_path, replace(FAST, error="status 1"))
+    assert len(speed.missing(tmp_path, ["1b"], 1)) == len(left) + 1
