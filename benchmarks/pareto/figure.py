@@ -54,7 +54,7 @@ def _figure(rows: Sequence[Row]) -> Figure:
         [handles[name] for name in shown],
         [titles[name] for name in shown],
         loc="outside lower center",
-        ncols=min(len(shown), 4),
+        ncols=2 * columns,
         frameon=False,
     )
     return figure
