@@ -16,7 +16,14 @@ from tamp_modifier.checkpoint.int4 import ZeroCounts
 from tamp_modifier.checkpoint.integrity import integrity_of
 from tamp_modifier.checkpoint.marker import INNER_KEY, QUANT_METHOD, Marker, read_marker
 from tamp_modifier.checkpoint.pack import Progress, iter_stored
-from tamp_modifier.checkpoint.served import fused, is_linear, packs, serve
+from tamp_modifier.checkpoint.served import (
+    OUTPUT_HEAD,
+    fused,
+    is_linear,
+    packs,
+    serve,
+    sparse_enough,
+)
 from tamp_modifier.sparse.choice import DEFAULT_SIZES, Sizes
 from tamp_modifier.sparse.format import STORAGE_DTYPES, mask_shape, nonzero
 
@@ -185,6 +192,8 @@ def _describe(name: str, kind: str, weight: Tensor) -> LinearInfo:
 def _describe_int4(linear: LinearInfo, shape: tuple[int, int], zeros: int) -> None:
     linear.shape, linear.dtype, linear.zeros = shape, "int4", zeros
     linear.sparsity = zeros / math.prod(shape) if math.prod(shape) else None
+    head = OUTPUT_HEAD in linear.name.split(".")
+    linear.packs = not head and sparse_enough(zeros, math.prod(shape))
     # Without scales and zero points, which stay as they are.
     linear.packed_bytes = packed_size(shape, math.ceil((math.prod(shape) - zeros) / 2), 1)
 

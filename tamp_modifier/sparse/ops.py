@@ -8,6 +8,8 @@ under `torch.compile` and have no gradient.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -66,19 +68,27 @@ def check_fit(x: Tensor, mask: Tensor, values: Tensor, offsets: Tensor, out_feat
         raise ValueError(f"x is on {device}, the weight on {values.device}; both must be on one")
 
 
+@functools.cache
+def _slow_16_bit() -> bool:
+    """Whether torch multiplies 16-bit numbers on this CPU more slowly than fp32 ones."""
+    return torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
+
+
 def _expanded_linear(
     x: Tensor, mask: Tensor, values: Tensor, offsets: Tensor, out: Tensor, bias: Tensor | None
 ) -> None:
     """Compute the dense product ``x [m, in]`` -> `out` ``[m, out]``, in parts."""
     features, rows = x.shape[1], out.shape[1]
     step = max(1, EXPANDED_BYTES // max(1, BLOCK_ROWS * features * x.itemsize))
+    wide = x.itemsize == 2 and x.device.type == "cpu" and _slow_16_bit()
+    x, bias = (x.float(), None if bias is None else bias.float()) if wide else (x, bias)
     for block in range(0, mask.shape[0], step):
         stop = min(block + step, mask.shape[0])
         part = unpack_blocks(mask, values, offsets, (rows, features), (block, stop))
         first = block * BLOCK_ROWS
         last = first + part.shape[0]
         part_bias = None if bias is None else bias[first:last]
-        out[:, first:last] = torch.nn.functional.linear(x, part, part_bias)
+        out[:, first:last] = torch.nn.functional.linear(x, part.to(x.dtype), part_bias)
 
 
 def cpu_linear(

@@ -74,7 +74,8 @@ def test_the_shapes_of_a_decoder_meet_it_within_half_of_the_smallest_step(
 ) -> None:
     # Four layers of grouped-query attention and an MLP, every Linear 2:4 or dense.
     sizes = [4096 * 4096, 1024 * 4096, 1024 * 4096, 4096 * 4096, *[14336 * 4096] * 3] * 4
-    scale = share / (sum(wanted) / 28) if sum(wanted) else 0.0
+    mean = sum(wanted) / 28
+    scale = share / mean if mean > 1e-9 else 0.0
     steps = {
         str(i): Steps(size // 2, 1, want * scale)
         for i, (size, want) in enumerate(zip(sizes, wanted, strict=True))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer
 
 from tamp_modifier.data import DataError, Encoded
 from tamp_modifier.demo.processing import build_tokenizer
@@ -112,19 +112,19 @@ def test_a_killed_run_goes_on(pair: Pair, tmp_path: Path, monkeypatch: pytest.Mo
     settings = RecoverySettings(**QUICK)
     monkeypatch.setattr(budget, "TRAINING_PER_COMPARISON", 0.0)
     again = Pair(copy.deepcopy(pair.student), pair.teacher, pair.processor, pair.samples, {})
-    save = Recovery._save_checkpoint
+    save = Trainer._save_checkpoint
     saved = []
 
-    def killing(self: Recovery, *arguments: Any, **more: Any) -> None:
+    def killing(self: Trainer, *arguments: Any, **more: Any) -> None:
         save(self, *arguments, **more)
         saved.append(1)
         if len(saved) == 4:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Recovery, "_save_checkpoint", killing)
+    monkeypatch.setattr(Trainer, "_save_checkpoint", killing)
     with pytest.raises(KeyboardInterrupt):
         recover_model(pair, settings, tmp_path)
-    monkeypatch.setattr(Recovery, "_save_checkpoint", save)
+    monkeypatch.setattr(Trainer, "_save_checkpoint", save)
     done = recover_model(again, settings, tmp_path)
     assert done.curve[-1]["samples"] == 48, "samples of the first run count"
     assert [entry["samples"] for entry in done.curve[:5]] == [0, 4, 8, 12, 16]

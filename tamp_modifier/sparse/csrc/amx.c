@@ -185,7 +185,8 @@ const tamp_path tamp_path_amx = {
     .base = &tamp_path_avx512bf16,
     .kernel = multiply_blocks,
     .layout = &pairs,
-    .most_rows = INT64_MAX, /* the same instructions as a dense product, and less to read */
+    /* The same instructions as a dense product, and less to read. */
+    .most_rows = {INT64_MAX, INT64_MAX, INT64_MAX},
     .moves = &tamp_moves_avx512,
     .int8 = &tamp_int8_amx,
     .int4 = &tamp_int4_amx,

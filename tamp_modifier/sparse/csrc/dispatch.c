@@ -41,7 +41,7 @@ EXPORT int tamp_use_path(const char *name) {
     return 1;
 }
 
-EXPORT int64_t tamp_most_rows(int dtype) { return path_for(dtype, INT64_MAX)->most_rows; }
+EXPORT int64_t tamp_most_rows(int dtype) { return path_for(dtype, INT64_MAX)->most_rows[dtype]; }
 
 typedef struct {
     tamp_weight weight;

@@ -118,7 +118,8 @@ const tamp_path tamp_path_avx2 = {
     .base = &tamp_path_portable,
     .kernel = multiply_blocks,
     .layout = &tamp_fp32_rows,
-    .most_rows = 8,
+    /* Measured on Zen 3, where a dense product of 16-bit numbers computes in fp32, too. */
+    .most_rows = {32, 32, 8},
     .int8 = &tamp_int8_avx2,
     .int4 = &tamp_int4_avx2,
 };

@@ -57,7 +57,7 @@ const tamp_path tamp_path_portable = {
     .supported = supported,
     .kernel = multiply_blocks,
     .layout = &tamp_fp32_rows,
-    .most_rows = 8,
+    .most_rows = {8, 8, 8},
     .int8 = &tamp_int8_portable,
     .int4 = &tamp_int4_portable,
 };

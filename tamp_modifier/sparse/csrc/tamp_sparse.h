@@ -43,7 +43,7 @@
 #error "tamp_sparse needs GCC or Clang"
 #endif
 
-enum { DTYPE_BF16 = 0, DTYPE_FP16 = 1, DTYPE_FP32 = 2 };
+enum { DTYPE_BF16 = 0, DTYPE_FP16 = 1, DTYPE_FP32 = 2, DTYPES = 3 };
 
 typedef struct {
     const uint32_t *mask;   /* [blocks, tiles, 4] */
@@ -106,7 +106,8 @@ typedef struct tamp_path {
     const struct tamp_path *base;
     tamp_kernel kernel;
     const tamp_layout *layout;
-    int64_t most_rows;       /* rows of x up to which this beats a dense product with the expanded weight */
+    /* Rows of x up to which this beats a dense product with the expanded weight, by dtype. */
+    int64_t most_rows[DTYPES];
     const tamp_moves *moves; /* NULL: plain C */
     /* Products with packed int8 weights, see tamp_int8.h; NULL: as `base` does them. */
     const struct tamp_int8 *int8;
