@@ -94,13 +94,12 @@ def _show(source: Path, args: argparse.Namespace) -> None:
     from benchmarks.pareto.table import markdown
     from benchmarks.quality.cells import load_folder, pack
 
-    found = load_folder(source / QUALITY)
-    if args.bf16 is not None:
-        found = with_bf16(found, load_folder(args.bf16))
+    own = load_folder(source / QUALITY)
+    found = own if args.bf16 is None else with_bf16(own, load_folder(args.bf16))
     shown = rows(found, speed.load_folder(source / SPEED))
     print(markdown(shown))
     if args.pack is not None:
-        for path in pack(found, args.pack / QUALITY):
+        for path in pack(own, args.pack / QUALITY):
             print(f"wrote {path}")
     if args.figure is not None:
         print(f"wrote {draw(shown, args.figure)}")
