@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,9 +17,18 @@ from benchmarks.quality.runner import conditions, measure, run
 from benchmarks.tests.quality.examples import SmallBox
 
 
+class FloatBox(SmallBox):
+    """In fp32, as the models of this benchmark."""
+
+    per_task = 2
+
+    def load(self) -> Any:
+        return super().load().float()
+
+
 @pytest.fixture
 def box() -> QualityModel:
-    return SmallBox(Path())
+    return FloatBox(Path())
 
 
 def test_the_plan_has_every_point_and_names_what_decides(box: QualityModel) -> None:
