@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ SHAPE = {
 def test_a_random_model_is_what_it_says(
     bits: int, sparsity: float, structure: str, tmp_path: Path
 ) -> None:
-    given = {"shape": SHAPE, "structure": structure}
+    given: dict[str, Any] = {"shape": SHAPE, "structure": structure}
     write_random(tmp_path / "plain", sparsity, **given)
     write_random(tmp_path / "stored", sparsity, bits=bits, **given)
     assert (read_marker(read_config(tmp_path / "stored")) is not None) == (sparsity > 0)

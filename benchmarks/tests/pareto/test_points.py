@@ -47,7 +47,12 @@ def test_a_setting_is_pruned_once(
 ) -> None:
     pruned = []
     prune = Method.run
-    monkeypatch.setattr(Method, "run", lambda self, job: pruned.append(self) or prune(self, job))
+
+    def noting(self: Method, job: Any) -> Any:
+        pruned.append(self)
+        return prune(self, job)
+
+    monkeypatch.setattr(Method, "run", noting)
     monkeypatch.setattr(points, "_PRUNER", points.Pruner())
     names = ("best_bf16", "best_int8", "best_int4_gptq", "best_int4_fit")
     run(

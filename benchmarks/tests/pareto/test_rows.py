@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,7 +73,7 @@ def test_a_row_joins_cells_with_the_speed_of_their_bits() -> None:
 
 
 def test_cells_of_bf16_come_from_the_quality_tables() -> None:
-    same = {"model": "smollm2"}
+    same: dict[str, Any] = {"model": "smollm2"}
     borrowed = [
         example("best", "50", **same),
         example("best", "60", seed=1, **same),
