@@ -48,11 +48,11 @@ def test_a_setting_is_pruned_once(
     pruned = []
     prune = Method.run
 
-    def noting(self: Method, job: Any) -> Any:
+    def watched(self: Method, job: points.Job) -> None:
         pruned.append(self)
-        return prune(self, job)
+        prune(self, job)
 
-    monkeypatch.setattr(Method, "run", noting)
+    monkeypatch.setattr(Method, "run", watched)
     monkeypatch.setattr(points, "_PRUNER", points.Pruner())
     names = ("best_bf16", "best_int8", "best_int4_gptq", "best_int4_fit")
     run(
