@@ -13,6 +13,7 @@ of another version, other weights or another recipe are refused and never overwr
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -67,6 +68,8 @@ def _main(args: argparse.Namespace) -> None:
     if args.speed:
         if args.threads < 1:
             raise ValueError(f"--threads must be at least 1, got {args.threads}")
+        # A run that is told to stop ends its engine first.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
         names = _known(args.models, list(speed.MODELS))
         speed.run(args.output / SPEED, names, args.threads, _say)
         return
