@@ -207,7 +207,7 @@ def measure_shape(shape: tuple[int, int], args: argparse.Namespace) -> list[dict
 def cells(results: list[dict[str, Any]]) -> list[list[str]]:
     """Return the head and a line per shape and number of rows; times in microseconds."""
     names = list(results[0]["dense_seconds"])
-    huge = any(result["huge_seconds"] is not None for result in results)
+    huge = any(result.get("huge_seconds") is not None for result in results)  # of bf16 alone
     head = ["out x in", "M", *names, *([HUGE] if huge else [])]
     for sparsity in sorted({result["sparsity"] for result in results}):
         limit = max(r["limit"] for r in results if r["sparsity"] == sparsity)
@@ -241,7 +241,7 @@ def table(results: list[dict[str, Any]], markdown: bool) -> str:
             "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
             for line in [head, *lines]
         )
-    pages = results[0]["page_bytes"]
+    pages = results[0].get("page_bytes", {})
     told = "; ".join(f"{name} {size >> 10} KB" for name, size in pages.items())
     return text + (f"\n\nPages of the weights: {told}." if told else "")
 

@@ -30,5 +30,9 @@ def test_every_kernel_is_measured(tmp_path: Path) -> None:
             "torch's oneDNN is left out" in done.stdout
         )
         assert result["sparse_seconds"] > 0 and result["ratio"] > 0 and result["limit"] > 1
+    one, many = data["results"]
+    assert one["huge_seconds"] > 0 and one["huge_ratio"] > 0 and many["huge_seconds"] is None
+    assert {*one["page_bytes"]} == {"torch", "torch on huge pages", "sparse"}
+    assert "Pages of the weights: torch 4 KB; torch on huge pages " in done.stdout
     assert data["machine"]["path"] and data["dtype"] == "bfloat16"
     assert "| 64x96 | 9 |" in done.stdout
