@@ -25,8 +25,6 @@ from tamp_modifier.masks import has_structure
 from tamp_modifier.zeros.remembered import pruned_bits
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
-NOT_PACKED = ("tamp_50_w4a16", "best_50_w4a16")
-"""Recipes whose weights `tamp pack` leaves as they are: 4-bit codes, eight in an int32."""
 
 
 def modifiers_of(path: Path) -> dict[str, dict[str, Any]]:
@@ -84,8 +82,7 @@ def test_a_recipe_does_what_it_says(path: Path, tmp_path: Path) -> None:
     reloaded = decoder_linears(loaded)
     for name, mask in masks.items():
         assert int(reloaded[name].weight[mask].count_nonzero()) == 0, name
-    if path.stem not in NOT_PACKED:
-        check_packs(saved, set(masks), tmp_path)
+    check_packs(saved, set(masks), tmp_path)
 
 
 def check_packs(saved: Path, pruned: set[str], folder: Path) -> None:

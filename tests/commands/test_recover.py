@@ -16,6 +16,8 @@ from tamp_modifier.report import PruningReport
 from tests.data.files import asked, jsonl, picture
 from tests.data.folders import write_model
 
+pytestmark = pytest.mark.slow
+
 QUICK = ("--samples", "8", "--learning-rate", "0.01", "--batch-size", "2", "--accumulation", "1")
 
 

@@ -18,6 +18,8 @@ from tamp_modifier.recovery.run import Pair, measure_costs, recover_model
 from tamp_modifier.recovery.settings import RecoverySettings
 from tamp_modifier.recovery.trainer import Recovery
 
+pytestmark = pytest.mark.slow
+
 QUICK: dict[str, Any] = {"samples": 48, "learning_rate": 3e-3, "batch_size": 4, "accumulation": 1}
 
 

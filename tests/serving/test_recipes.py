@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from devtools.vllm_process import ROOT
+from tamp_modifier.checkpoint.pack import pack_checkpoint
 from tamp_modifier.demo.evaluation import evaluation_samples
 from tamp_modifier.demo.pictures import draw
 from tamp_modifier.demo.questions import PICTURE_TASKS, TEXT_TASKS
@@ -21,8 +22,13 @@ METHODS = {
     "tamp_2of4_fp8": "SparseFp8LinearMethod",
     "tamp_50_int8": "SparseInt8LinearMethod",
     "tamp_50_w4a16": "SparseInt4LinearMethod",
+    "best_50_int8": "SparseInt8LinearMethod",
+    "best_60_int8": "SparseInt8LinearMethod",
+    "best_50_w4a16": "SparseInt4LinearMethod",
 }
 """How the plugin serves the Linears of the decoder, by recipe."""
+PACKED = ("best_50_int8", "best_50_w4a16")
+"""Recipes whose checkpoint is served from `tamp pack` as well."""
 RIGHT = 0.9
 """Share of right answers: the dense model has 0.98, the pruned and quantized ones 0.95 to 0.98."""
 
@@ -55,9 +61,13 @@ def served_recipes(work: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
             draw(sample.scene).save(picture)
             text = f"<bos> <user> <image> {question} <assistant>"
             prompts.append({"text": text, "picture": str(picture)})
-    jobs = [{"model": str(work / "recipes" / name), "prompts": prompts} for name in METHODS]
+    folders = [work / "recipes" / name for name in METHODS]
+    for name in PACKED:
+        folders.append(work / "recipes" / f"{name}-packed")
+        pack_checkpoint(work / "recipes" / name, folders[-1])
+    jobs = [{"model": str(folder), "prompts": prompts} for folder in folders]
     results = run_jobs(jobs, work / "served-recipes", environ=FORCED)
-    return dict(zip(METHODS, results, strict=True)), answers
+    return {folder.name: found for folder, found in zip(folders, results, strict=True)}, answers
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -73,3 +83,13 @@ def test_a_pruned_and_quantized_model_answers(
     given = [output["text"].split() for output in found["outputs"]]
     right = sum(text == answer.split() for text, answer in zip(given, answers, strict=True))
     assert right >= RIGHT * len(answers)
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_a_packed_folder_gives_the_same_answers(
+    name: str, served_recipes: tuple[dict[str, dict[str, Any]], list[str]]
+) -> None:
+    results, _ = served_recipes
+    packed = results[f"{name}-packed"]
+    assert "error" not in packed, packed["error"]
+    assert packed["outputs"] == results[name]["outputs"]

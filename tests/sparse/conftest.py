@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import re
 import subprocess
@@ -20,7 +21,8 @@ EMULATION = Path(__file__).parent / "emulation"
 KNOWN = re.findall(r"\bPATH\(([a-z0-9]+)\)", (CSRC / "tamp_sparse.h").read_text())
 PREFIX = "emulated-"
 """What the name of a path begins with where this machine has no such instructions."""
-PATHS = [*native.paths(), *(PREFIX + name for name in KNOWN if name not in native.paths())]
+ABSENT = [PREFIX + name for name in KNOWN if name not in native.paths()]
+PATHS = [*native.paths(), *(pytest.param(name, marks=pytest.mark.slow) for name in ABSENT)]
 
 
 def run_compiler(*arguments: str) -> None:
@@ -32,7 +34,19 @@ def run_compiler(*arguments: str) -> None:
 @pytest.fixture(scope="session")
 def emulated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The native library with all paths, whatever this processor has: slow, but computes alike."""
-    folder = tmp_path_factory.mktemp("emulated")
+    base = tmp_path_factory.getbasetemp()
+    shared = "PYTEST_XDIST_WORKER" in os.environ  # the workers' folders lie in one of the run
+    folder = (base.parent if shared else base) / "emulated"
+    folder.mkdir(exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        library = folder / "emulated.so"
+        if not library.exists():
+            _build(folder, library)
+    return library
+
+
+def _build(folder: Path, library: Path) -> None:
     flags = ["-fPIC", "-O1", "-fvisibility=hidden", "-Wno-psabi"]
     stand_in = ["-DTAMP_EMULATED", f"-I{EMULATION}"]
 
@@ -43,9 +57,9 @@ def emulated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(compiled, sorted(CSRC.glob("*.c"))))
-    library = folder / "emulated.so"
-    run_compiler("-shared", *objects, "-o", str(library), "-lm")
-    return library
+    unfinished = folder / "unfinished.so"
+    run_compiler("-shared", *objects, "-o", str(unfinished), "-lm")
+    unfinished.rename(library)
 
 
 @pytest.fixture(scope="session")

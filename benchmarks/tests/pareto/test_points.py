@@ -42,6 +42,7 @@ def test_the_plan_has_every_point_and_names_what_decides(box: QualityModel) -> N
         assert method == "dense" or found["stored"] == POINTS[method].format.name
 
 
+@pytest.mark.slow
 def test_a_setting_is_pruned_once(
     box: QualityModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
