@@ -1,16 +1,11 @@
 /* 4-bit weights and x rounded to int8, with VNNI: codes are the unsigned bytes of vpdpbusd, where nothing
  * is kept the zero code, so that the sum over a group is too large by zero * the sum of x over it. */
 #include "int4_codes.h"
+#include "tamp_int8.h"
 
 #ifdef TAMP_X86
 
-#ifdef TAMP_EMULATED
-#define TARGET
-#else
-#define TARGET                                                                         \
-    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2," \
-                          "avx512vnni,fma,f16c,bmi,popcnt")))
-#endif
+#define TARGET TARGET_VNNI
 #define INLINE inline TARGET __attribute__((always_inline))
 #define PANEL 8
 #define STRIP 64
