@@ -24,7 +24,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 # ---- the compressing environment -----------------------------------------------------------------
 
@@ -114,7 +114,8 @@ test-fast: $(STAMP) ## the tests that take seconds, under three minutes together
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PARALLEL) -m "not slow and not serving"
 
 .PHONY: test
-test: test-compress test-serve ## the whole suite
+test: $(STAMP) $(SERVE_STAMP) ## the whole suite, both parts side by side: serving needs one core
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line test-compress test-serve
 
 .PHONY: test-compress
 test-compress: $(STAMP)
@@ -164,6 +165,7 @@ bench-kernels: $(SERVE_STAMP) ## one Linear: the sparse kernel against torch, on
 .PHONY: bench-kernels-int8
 bench-kernels-int8: $(SERVE_STAMP) ## one INT8 Linear: the sparse kernel against vLLM's oneDNN and torch
 	@$(SERVE_BIN)/python -m benchmarks.kernels_int8 --output output/bench-kernels-int8.json $(ARGS)
+
 .PHONY: bench-kernels-int4
 bench-kernels-int4: $(SERVE_STAMP) ## one 4-bit Linear: the sparse kernel against torch and vLLM
 	@$(SERVE_BIN)/python -m benchmarks.kernels_int4 --output output/bench-kernels-int4.json $(ARGS)

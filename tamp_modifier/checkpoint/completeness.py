@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -39,7 +40,8 @@ def require_complete(cls: Any, config: Any, header: Header, folder: str | os.Pat
 def require_complete_folder(folder: str | os.PathLike[str], header: Header) -> None:
     """`require_complete` for the class that the folder's config.json names.
 
-    Nothing is checked where transformers is not installed or does not know the architecture.
+    Nothing is checked where transformers, or accelerate by which it makes a model without weights,
+    is not installed (vLLM brings only the first), nor where the architecture is not known.
 
     Raises:
         ValueError: see `require_complete`.
@@ -47,6 +49,8 @@ def require_complete_folder(folder: str | os.PathLike[str], header: Header) -> N
     try:
         import transformers
     except ModuleNotFoundError:
+        return
+    if find_spec("accelerate") is None:
         return
     try:
         config = transformers.AutoConfig.from_pretrained(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,30 @@ def open_shard(file: Path) -> Any:
         return safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{file} is not a readable safetensors file: {error}") from error
+
+
+Look = Callable[[str], torch.Tensor | None]
+"""Finds a tensor of a checkpoint by its name; None if it is not there."""
+
+
+def looking(files: Iterable[Path]) -> Look:
+    """Return what finds a tensor in any of these safetensors files.
+
+    Raises:
+        ValueError: a file cannot be read; names it.
+    """
+    places: dict[str, Path] = {}
+    for file in files:
+        with open_shard(file) as handle:
+            places |= dict.fromkeys(handle.keys(), file)
+
+    def look(name: str) -> torch.Tensor | None:
+        if name not in places:
+            return None
+        with open_shard(places[name]) as handle:
+            return handle.get_tensor(name)
+
+    return look
 
 
 def shards(folder: str | os.PathLike[str]) -> list[Path]:

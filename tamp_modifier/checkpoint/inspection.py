@@ -11,8 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from tamp_modifier.checkpoint.completeness import require_complete_folder
-from tamp_modifier.checkpoint.files import read_config, shards
-from tamp_modifier.checkpoint.int4 import ZeroCounts
+from tamp_modifier.checkpoint.files import looking, read_config, shards
+from tamp_modifier.checkpoint.int4 import WEIGHT as INT4_WEIGHT
+from tamp_modifier.checkpoint.int4 import Codes, read_codes
 from tamp_modifier.checkpoint.integrity import integrity_of
 from tamp_modifier.checkpoint.marker import INNER_KEY, QUANT_METHOD, Marker, read_marker
 from tamp_modifier.checkpoint.pack import Progress, iter_stored
@@ -143,7 +144,7 @@ def inspect_checkpoint(
     )
     files = shards(folder)
     check = integrity_of(folder, files, Marker.of(marker))
-    zeros = ZeroCounts(quantization)
+    look = looking(files)
     header: dict[str, Any] = {}
     for number, file in enumerate(files):
         for name, kind, dense, stored in iter_stored(file):
@@ -151,17 +152,16 @@ def inspect_checkpoint(
                 progress(name, number, len(files))
             check.see(name, dense, stored)
             header[name] = tuple(dense.shape), dense.dtype
-            zeros.see(name, dense)
             info.stored_bytes += sum(tensor.nbytes for tensor in stored.values())
             if is_linear(name, dense):
                 info.linears.append(_describe(name, kind, dense))
+                codes = read_codes(name, dense, look) if name.endswith(INT4_WEIGHT) else None
+                if codes is not None:
+                    _describe_int4(info.linears[-1], codes)
             else:
                 info.other_bytes += dense.nbytes
     check.finish()
     require_complete_folder(folder, header)
-    for linear in info.linears:
-        if linear.name in zeros.found:
-            _describe_int4(linear, *zeros.found[linear.name])
     _decide(info, marker, quantization, sizes)
     return info
 
@@ -189,13 +189,16 @@ def _describe(name: str, kind: str, weight: Tensor) -> LinearInfo:
     return info
 
 
-def _describe_int4(linear: LinearInfo, shape: tuple[int, int], zeros: int) -> None:
-    linear.shape, linear.dtype, linear.zeros = shape, "int4", zeros
-    linear.sparsity = zeros / math.prod(shape) if math.prod(shape) else None
-    head = OUTPUT_HEAD in linear.name.split(".")
-    linear.packs = not head and sparse_enough(zeros, math.prod(shape))
+def _describe_int4(linear: LinearInfo, codes: Codes) -> None:
+    numel, kept = codes.codes.numel(), codes.kept()
+    linear.shape = (codes.codes.shape[0], codes.codes.shape[1])
+    linear.dtype, linear.zeros = "int4", numel - kept
+    linear.sparsity = linear.zeros / numel if numel else None
     # Without scales and zero points, which stay as they are.
-    linear.packed_bytes = packed_size(shape, math.ceil((math.prod(shape) - zeros) / 2), 1)
+    linear.packed_bytes = packed_size(linear.shape, math.ceil(kept / 2), 1)
+    head = OUTPUT_HEAD in linear.name.split(".")
+    fits = not (codes.ordered and codes.zeros is not None) and linear.packed_bytes * 2 < numel
+    linear.packs = not head and fits and sparse_enough(linear.zeros, numel)
 
 
 def _decide(

@@ -6,13 +6,13 @@ are.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from tamp_modifier.checkpoint.files import Look
 from tamp_modifier.sparse.format import TILE_COLUMNS
 from tamp_modifier.sparse.int4 import PackedInt4, pack_int4, unpack_int4
 from tamp_modifier.sparse.int4_format import SYMMETRIC_ZERO, group_count
@@ -43,56 +43,66 @@ def unpack_rows(words: Tensor, rows: int) -> Tensor:
     return unpack_columns(words.t(), rows).t().contiguous()
 
 
-class ZeroCounts:
-    """Counts the zeros of the INT4 weights of a checkpoint, tensor by tensor.
-
-    Args:
-        quantization: ``quantization_config``.
+@dataclasses.dataclass(frozen=True)
+class Codes:
+    """The 4-bit codes of one Linear.
 
     Attributes:
-        found: by name of a Linear its shape ``(out, in)`` and its number of zeros.
+        codes: uint8 ``[out, in]``.
+        zeros: zero codes, uint8 ``[out, groups]``; None: 8 everywhere.
+        group_size: columns of a group, -1 for one group a row.
+        ordered: whether GPTQ's activation order has spread the columns of a group.
     """
 
-    def __init__(self, quantization: Mapping[str, Any]) -> None:
-        groups = (quantization.get("config_groups") or {}).values()
-        weights = [group.get("weights") or {} for group in groups]
-        self.found: dict[str, tuple[tuple[int, int], int]] = {}
-        self._parts: dict[str, dict[str, Tensor]] = {}
-        self._kinds: set[str] = set()
-        if any(w.get("num_bits") == 4 and w.get("type", "int") == "int" for w in weights):
-            symmetric = all(w.get("symmetric", True) for w in weights)
-            self._kinds = {WEIGHT, SHAPE} | (set() if symmetric else {ZERO_POINT})
+    codes: Tensor
+    zeros: Tensor | None
+    group_size: int
+    ordered: bool
 
-    def see(self, name: str, tensor: Tensor) -> None:
-        """Take a tensor of the checkpoint; those of one Linear are kept until all have come."""
-        module, _, kind = name.rpartition(".")
-        if f".{kind}" not in self._kinds:
-            return
-        parts = self._parts.setdefault(module, {})
-        parts[f".{kind}"] = tensor
-        if parts.keys() == self._kinds:
-            del self._parts[module]
-            count = _count(parts)
-            if count is not None:
-                self.found[module] = count
+    def kept(self) -> int:
+        """Return the number of codes that are not the zero code of their group."""
+        fill: Tensor | int = SYMMETRIC_ZERO
+        if self.zeros is not None:
+            columns = self.codes.shape[1]
+            size = columns if self.group_size == -1 else self.group_size
+            fill = self.zeros.repeat_interleave(max(1, size), 1)[:, :columns]
+        return int((self.codes != fill).sum())
 
 
-def _count(parts: Mapping[str, Tensor]) -> tuple[tuple[int, int], int] | None:
-    """Shape and number of zeros of a weight; None if the tensors do not fit each other."""
-    words, zeros = parts[WEIGHT], parts.get(ZERO_POINT)
-    if parts[SHAPE].numel() != 2 or words.dtype != torch.int32 or words.dim() != 2:
+def read_codes(name: str, words: Tensor, look: Look) -> Codes | None:
+    """Return the codes of a Linear; None where its tensors are not those of 4-bit codes.
+
+    Args:
+        name: of the words on disk, with ``.weight_packed``.
+        words: int32 ``[rows, ceil(columns / 8)]``.
+        look: finds another tensor of the checkpoint.
+    """
+    linear = name.removesuffix(WEIGHT)
+    shape, zero_words = look(linear + SHAPE), look(linear + ZERO_POINT)
+    if shape is None or shape.numel() != 2 or shape.is_floating_point():
         return None
-    rows, columns = parts[SHAPE].flatten().tolist()
-    if tuple(words.shape) != (rows, math.ceil(columns / 8)):
+    rows, columns = (int(size) for size in shape.flatten())
+    if words.dtype != torch.int32 or tuple(words.shape) != (rows, math.ceil(columns / 8)):
         return None
-    codes = unpack_columns(words, columns)
-    if zeros is None:
-        return (rows, columns), int((codes == SYMMETRIC_ZERO).sum())
-    if zeros.dtype != torch.int32 or zeros.dim() != 2 or zeros.shape[0] != math.ceil(rows / 8):
+    if not storable(rows, columns):
         return None
-    size = math.ceil(columns / max(1, zeros.shape[1]))
-    per_column = unpack_rows(zeros, rows).repeat_interleave(size, 1)[:, :columns]
-    return (rows, columns), int((codes == per_column).sum())
+    zeros, size = None, -1
+    if zero_words is not None:
+        if zero_words.dtype != torch.int32 or zero_words.dim() != 2:
+            return None
+        if zero_words.shape[0] != math.ceil(rows / 8) or not zero_words.shape[1]:
+            return None
+        zeros = unpack_rows(zero_words, rows)
+        groups = zeros.shape[1]
+        # Groups of whole tiles, of which the last may be shorter, or smaller ones that all fit.
+        size = math.ceil(columns / groups / TILE_COLUMNS) * TILE_COLUMNS
+        if group_count(columns, size) != groups:
+            size = columns // groups
+        if not size or group_count(columns, size) != groups:
+            return None
+        size = -1 if groups == 1 else size
+    ordered = look(linear + ORDER) is not None
+    return Codes(unpack_columns(words, columns), zeros, size, ordered)
 
 
 def pack_columns(codes: Tensor) -> Tensor:
@@ -103,35 +113,19 @@ def pack_columns(codes: Tensor) -> Tensor:
     return pairs.flatten().view(torch.int32).view(codes.shape[0], -1)
 
 
-def pack_words(name: str, words: Tensor, look: Callable[[str], Tensor | None]) -> PackedInt4 | None:
+def pack_words(name: str, words: Tensor, look: Look) -> PackedInt4 | None:
     """Pack the codes of a Linear; None where they have to stay as they are.
 
-    Args:
-        name: of the words on disk, with ``.weight_packed``.
-        words: int32 ``[rows, ceil(columns / 8)]``.
-        look: finds a tensor of the same file by its name; None if it is not there.
+    Arguments as in `read_codes`.
     """
-    linear = name.removesuffix(WEIGHT)
-    shape, words_of_zeros = look(linear + SHAPE), look(linear + ZERO_POINT)
-    if shape is None or shape.numel() != 2 or words.dtype != torch.int32 or words.dim() != 2:
+    found = read_codes(name, words, look)
+    if found is None or (found.ordered and found.zeros is not None):
         return None
-    rows, columns = (int(size) for size in shape.flatten())
-    if tuple(words.shape) != (rows, math.ceil(columns / 8)) or not storable(rows, columns):
+    if found.group_size != -1 and found.group_size % TILE_COLUMNS:
         return None
-    zeros, size = None, -1
-    if words_of_zeros is not None:
-        fits = words_of_zeros.dim() == 2 and words_of_zeros.dtype == torch.int32
-        if not fits or words_of_zeros.shape[0] != math.ceil(rows / 8):
-            return None
-        if look(linear + ORDER) is not None:  # a group's columns are anywhere
-            return None
-        zeros = unpack_rows(words_of_zeros, rows)
-        size = math.ceil(columns / max(1, zeros.shape[1]) / TILE_COLUMNS) * TILE_COLUMNS
-        if group_count(columns, size) != zeros.shape[1]:
-            return None
-    groups = 1 if zeros is None else zeros.shape[1]
+    rows, groups = found.codes.shape[0], 1 if found.zeros is None else found.zeros.shape[1]
     scale = torch.ones(rows, groups, dtype=torch.bfloat16)
-    packed = pack_int4(unpack_columns(words, columns), scale, zeros, size)
+    packed = pack_int4(found.codes, scale, found.zeros, found.group_size)
     # What fills the last word of a row up is not stored.
     return packed if torch.equal(unpack_words(packed), words) else None
 

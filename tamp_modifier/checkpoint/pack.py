@@ -23,6 +23,8 @@ from tamp_modifier.checkpoint.entries import files_to_copy
 from tamp_modifier.checkpoint.files import (
     CONFIG_FILE,
     INDEX_FILE,
+    Look,
+    looking,
     open_shard,
     read_config,
     shards,
@@ -41,8 +43,6 @@ from tamp_modifier.sparse.packing import pack, unpack
 from tamp_modifier.sparse.serialization import PACKED_SUFFIXES, from_tensors, to_tensors
 
 Progress = Callable[[str, int, int], None]
-Look = Callable[[str], Tensor | None]
-"""Finds a tensor of the same file by its name; None if it is not there."""
 
 
 @dataclasses.dataclass
@@ -155,13 +155,11 @@ def _pack_int4(
     packed = None if OUTPUT_HEAD in linear.split(".") else pack_words(name, words, look)
     if packed is None or packed.sparsity < min_sparsity:
         return {name: words}
+    stored = to_tensors_int4(packed, name)
+    if sum(tensor.nbytes for tensor in stored.values()) >= words.nbytes:  # masks and zero codes
+        return {name: words}
     stats.linears[linear] = packed.kept
-    return stats.count(words, to_tensors_int4(packed, name))
-
-
-def _looking(handle: Any) -> Look:
-    names = set(handle.keys())
-    return lambda name: handle.get_tensor(name) if name in names else None
+    return stats.count(words, stored)
 
 
 def _write_json(file: Path, content: Any) -> None:
@@ -197,6 +195,7 @@ def _convert(
     # A shard is written twice for a moment: see `ShardWriter`.
     needed = 2 * sum(check.sizes.values()) if len(files) == 1 else sum(check.sizes.values())
     check_room(out.parent, needed + sum(file.stat().st_size for file in others.values()))
+    look = looking(files)
     stats = PackStats()
     checksums: dict[str, int] = {}
     weight_map: dict[str, str] = {}
@@ -207,7 +206,6 @@ def _convert(
                 open_shard(file) as handle,
                 ShardWriter(partial / file.name, handle.metadata()) as shard,
             ):
-                look = _looking(handle)
                 for name, _, dense, stored in iter_stored(file):
                     if progress is not None:
                         progress(name, number, len(files))

@@ -26,6 +26,9 @@ Below it the mask, 1 bit a weight, takes most of what the zeros save, and expand
 large batch sizes does not pay.
 """
 
+LEAST_OF = {"int4": 0.3}
+"""The same by kind of weight where it is more: a mask is a quarter of a 4-bit weight."""
+
 STRATEGIES = {
     "float8_e4m3fn": ("tensor", "channel"),
     "int8": ("tensor", "channel"),
@@ -88,8 +91,9 @@ def kernel(kind: str, zeros: int, numel: int, sizes: Sizes | None) -> Choice:
     Raises:
         ValueError: an environment variable that forces the choice is wrong.
     """
-    if not sparse_enough(zeros, numel):
-        return Choice(False, f"under {MIN_SPARSITY:.0%} zeros")
+    least = LEAST_OF.get(kind, MIN_SPARSITY)
+    if not sparse_enough(zeros, numel, least):
+        return Choice(False, f"under {least:.0%} zeros")
     return choose(kind, zeros / numel, sizes)
 
 
@@ -178,15 +182,22 @@ def _short(dtypes: tuple[torch.dtype, ...]) -> tuple[str, ...]:
 
 
 def _stock_group(kind: str, quantization: Mapping[str, Any]) -> str:
-    """`stock_scheme` of the groups of a compressed-tensors config: the first that says anything."""
+    """`stock_scheme` of the groups of a compressed-tensors config that a kind may be in.
+
+    Which Linears a group takes is vLLM's to match: one that the plugin takes over is enough.
+    """
+    found = []
     for group in (quantization.get("config_groups") or {}).values():
         weights, inputs = group.get("weights") or {}, group.get("input_activations")
+        if f"{weights.get('num_bits', 8)}" not in kind:
+            continue
         bits = 16 if inputs is None else inputs.get("num_bits", 8)
         if bits != INPUT_BITS.get(kind):
-            return f"{kind} weights with {bits}-bit inputs have no sparse kernel"
-        found = stock_scheme(
-            kind, weights.get("strategy"), weights.get("group_size"), weights.get("actorder")
+            found.append(f"{kind} weights with {bits}-bit inputs have no sparse kernel")
+            continue
+        found.append(
+            stock_scheme(
+                kind, weights.get("strategy"), weights.get("group_size"), weights.get("actorder")
+            )
         )
-        if found:
-            return found
-    return ""
+    return min(found, key=len, default="")

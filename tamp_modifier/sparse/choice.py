@@ -110,6 +110,9 @@ def choose(kind: str, sparsity: float, sizes: Sizes | None, path: str | None = N
     if kind in EXPANDED:
         return Choice(False, f"{EXPANDED[kind]} ({SERVE_VARIABLE}=sparse saves the memory)")
     path = path or native.backend()
+    if path == native.TORCH:
+        why = f"no native library; {SERVE_VARIABLE}=sparse saves the memory"
+        return Choice(False, why)
     ratios = table().get((path, kind))
     if ratios is None:
         return Choice(True, f"{SPARSE_KERNEL}; {kind} with {path} is unmeasured")

@@ -49,7 +49,9 @@ def numbers_checksum(numbers: list[int]) -> int:
 
 def storable(rows: int, columns: int) -> bool:
     """Whether a weight ``[rows, columns]`` is within the limits of the format."""
-    return max(rows, columns) <= MAX_SIDE and rows * columns <= MAX_WEIGHTS
+    return (
+        min(rows, columns) >= 0 and max(rows, columns) <= MAX_SIDE and rows * columns <= MAX_WEIGHTS
+    )
 
 
 def check_storable(name: str, shape: tuple[int, int]) -> None:
@@ -60,7 +62,7 @@ def check_storable(name: str, shape: tuple[int, int]) -> None:
     """
     if not storable(*shape):
         raise ValueError(
-            f"{name}: a packed weight has at most {MAX_SIDE:,} rows, as many columns and "
+            f"{name}: a packed weight has 0 to {MAX_SIDE:,} rows, as many columns and "
             f"{MAX_WEIGHTS:,} weights, got {shape[0]:,} x {shape[1]:,}"
         )
 

@@ -28,6 +28,7 @@ from tamp_modifier.checkpoint.served import COMPRESSED_TENSORS
 from tamp_modifier.sparse.amx import request_amx
 from tamp_modifier.sparse.choice import mode
 from tamp_modifier.vllm_plugin.experts import experts_method
+from tamp_modifier.vllm_plugin.int4 import activations
 from tamp_modifier.vllm_plugin.linear import Summary
 from tamp_modifier.vllm_plugin.names import QUANTIZATION
 from tamp_modifier.vllm_plugin.schemes import sparse_method
@@ -41,12 +42,14 @@ class TampSparseConfig(QuantizationConfig):
         inner: the config of a quantized checkpoint, None for bf16, fp16 and fp32 weights.
 
     Raises:
-        ValueError: the environment variable ``TAMP_SERVE`` is wrong.
+        ValueError: the environment variable ``TAMP_SERVE`` or ``TAMP_INT4_ACTIVATIONS`` is wrong.
     """
 
     def __init__(self, inner: CompressedTensorsConfig | None = None) -> None:
         super().__init__()
-        mode()  # a wrong one is refused before anything is read
+        # Wrong ones are refused before anything is read.
+        mode()
+        activations(None)
         self.marker = Marker()  # without one in config.json every Linear is judged by its zeros
         self.checks = Checks()
         self.inner = inner

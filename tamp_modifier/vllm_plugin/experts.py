@@ -21,8 +21,14 @@ from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import (
 from vllm.platforms import current_platform
 
 from tamp_modifier import sparse
-from tamp_modifier.checkpoint.served import sparse_enough
-from tamp_modifier.vllm_plugin.linear import Summary, check_kept, logger, register_packed
+from tamp_modifier.checkpoint.served import kernel
+from tamp_modifier.vllm_plugin.linear import (
+    Summary,
+    batch_sizes,
+    check_kept,
+    logger,
+    register_packed,
+)
 from tamp_modifier.vllm_plugin.loading import DeferredWeight, release_memory
 
 PARTS = ("w13", "w2")
@@ -188,17 +194,20 @@ class SparseExpertsMethod(FusedMoEMethodBase):
         converted = any(deferred.converted for deferred in self.deferred.values())
         check_kept(self.name, kept, self.expected, not (sliced or converted))
         dense_bytes = total * packed["w2"].dtype.itemsize
-        if sparse_enough(total - kept, total):
+        dtype = str(packed["w2"].dtype).removeprefix("torch.")
+        choice = kernel(dtype, total - kept, total, batch_sizes())
+        if choice.sparse:
             for part, weight in packed.items():
                 register_packed(layer, part, weight)
                 self._replace(layer, part, torch.empty(0, dtype=weight.dtype))
-            self.summary.add(dense_bytes, sum(weight.nbytes for weight in packed.values()))
+            kept_bytes = sum(weight.nbytes for weight in packed.values())
+            self.summary.add(dense_bytes, kept_bytes, choice.why)
             return
         for part in PARTS:
             experts, rows, _ = self.shapes[part]
             self._replace(layer, part, sparse.unpack_groups(packed.pop(part), experts, rows))
         layer.quant_method = self.dense
-        self.summary.add(dense_bytes, None)
+        self.summary.add(dense_bytes, None, choice.why)
 
     def _replace(self, layer: Any, part: str, weight: Tensor) -> None:
         """Replace the meta tensor by `weight`; vLLM may still offer experts of other ranks."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from tamp_modifier.checkpoint.int4 import pack_columns, pack_words, unpack_columns, unpack_words
 from tamp_modifier.checkpoint.pack import pack_checkpoint, unpack_checkpoint
 from tamp_modifier.sparse.int4_serialization import from_tensors_int4, to_tensors_int4
-from tamp_modifier.sparse.serialization import packed_checksum
+from tamp_modifier.sparse.serialization import numbers_checksum, packed_checksum
 
 LINEAR = "model.layers.0.mlp.up_proj"
 WORDS = f"{LINEAR}.weight_packed"
@@ -145,6 +145,40 @@ def test_a_checkpoint_is_packed_and_unpacked_to_the_same_bits(
         again["quantization_config"]
         == json.loads((checkpoint / "config.json").read_text())["quantization_config"]
     )
+
+
+def test_zero_points_in_another_shard_are_found(checkpoint: Path, tmp_path: Path) -> None:
+    tensors = load_file(checkpoint / "model.safetensors")
+    (checkpoint / "model.safetensors").unlink()
+    words = {name: tensor for name, tensor in tensors.items() if name.endswith("_packed")}
+    others = {name: tensor for name, tensor in tensors.items() if name not in words}
+    names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    save_file(words, checkpoint / names[0])
+    save_file(others, checkpoint / names[1])
+    index = dict.fromkeys(words, names[0]) | dict.fromkeys(others, names[1])
+    content = {"metadata": {}, "weight_map": index}
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps(content))
+    stats = pack_checkpoint(checkpoint, tmp_path / "packed")
+    down = linear(64, 256, 64, False, 0.6)
+    zeros = unpack_columns(down["weight_zero_point"].t(), 64).t().repeat_interleave(64, 1)
+    codes = unpack_columns(down["weight_packed"], 256)
+    assert stats.linears["model.layers.0.mlp.down_proj"] == int((codes != zeros).sum())
+
+
+def test_shapes_that_are_no_integers_leave_the_weight_as_it_is() -> None:
+    tensors = linear(8, 32, 32, True, 0.5)
+    for shape in (torch.tensor([8.0, 32.0]), torch.tensor([8, 32, 1]), torch.tensor([-8, 32])):
+        assert packed_of(tensors | {"weight_shape": shape}) is None
+
+
+def test_a_negative_size_is_refused_by_name() -> None:
+    stored = to_tensors_int4(packed_of(linear(8, 64, 32, True, 0.5)), WORDS)
+    numbers = stored[f"{WORDS}.tamp_header"].tolist()
+    numbers[1] = -3
+    numbers[-1] = numbers_checksum(numbers[:-1])
+    stored[f"{WORDS}.tamp_header"] = torch.tensor(numbers)
+    with pytest.raises(ValueError, match=f"{WORDS}: a packed weight has"):
+        from_tensors_int4(stored, WORDS)
 
 
 def test_a_changed_count_is_refused(checkpoint: Path, tmp_path: Path) -> None:

@@ -45,11 +45,16 @@ def test_a_kernel_that_is_slower_at_one_size_is_not_chosen(
 
 
 def test_what_nobody_measured_stays_sparse_and_says_so() -> None:
-    found = choose("int8", 0.5, Sizes(1, 1), "torch")
-    assert found == Choice(True, "sparse kernel; int8 with torch is unmeasured")
+    found = choose("int8", 0.5, Sizes(1, 1), "avx512")
+    assert found == Choice(True, "sparse kernel; int8 with avx512 is unmeasured")
     assert choose("bfloat16", 0.5, Sizes(1, 1)).why.endswith(
         f"bfloat16 with {native.backend()} is unmeasured"
     )
+
+
+def test_nothing_is_sparse_without_the_native_library() -> None:
+    found = choose("bfloat16", 0.9, Sizes(1, 1), native.TORCH)
+    assert not found.sparse and "no native library" in found.why
 
 
 def test_fp8_stays_dense_for_want_of_a_kernel() -> None:
