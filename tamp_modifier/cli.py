@@ -13,9 +13,19 @@ import sys
 from collections.abc import Sequence
 
 from tamp_modifier import __version__
-from tamp_modifier.commands import demo, estimate, eval, inspect, pack, prune, recover, report
+from tamp_modifier.commands import (
+    demo,
+    env,
+    estimate,
+    eval,
+    inspect,
+    pack,
+    prune,
+    recover,
+    report,
+)
 
-COMMANDS = (demo, prune, recover, eval, estimate, report, pack, inspect)
+COMMANDS = (demo, prune, recover, eval, estimate, report, pack, inspect, env)
 """In the order of ``tamp --help``."""
 
 
