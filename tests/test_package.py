@@ -102,7 +102,7 @@ def test_importing_the_modifier_registers_it_for_yaml_recipes() -> None:
 def test_the_version_is_said_once_and_the_changelog_begins_with_it() -> None:
     root = Path(__file__).parent.parent
     project, _ = (root / "pyproject.toml").read_text().split("[project.optional-dependencies]")
-    assert 'dynamic = ["version"]' in project and "\nversion =" not in project
+    assert 'dynamic = ["version", "readme"]' in project and "\nversion =" not in project
     newest = re.findall(r"^## \[([\w.]+)\]", (root / "CHANGELOG.md").read_text(), re.M)[0]
     assert newest == __version__.removesuffix(".dev0")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from tamp_modifier import cli
+from tamp_modifier.demo.evaluation import MODEL_FOLDER
+from tests.data.files import asked, jsonl, picture
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -22,26 +25,39 @@ def blocks(language: str | None = None) -> list[tuple[str, str]]:
     return [block for block in found if language in (None, block[0])]
 
 
+STANDS_FOR = {"MODEL": str(MODEL_FOLDER), "--minutes 60": "--tokens 400"}
+"""What a reader replaces, and what takes too long."""
+
+DATA = ("calibration.jsonl", "questions.jsonl", "training.jsonl")
+
+
 @pytest.mark.slow
 def test_the_blocks_run_in_order(tmp_path: Path) -> None:
-    """Python blocks are run, YAML blocks are written to the file that their first line names, and
-    `tamp` commands of shell blocks are run."""
+    """Python blocks and the `tamp` commands of shell blocks are run, with data of the reader's."""
+    for number in range(4):
+        picture(tmp_path / f"{number}.png", (60 + 20 * number, 50), 60 * number)
+    rows = [asked(("image", f"{number % 4}.png"), question="what is it ?") for number in range(10)]
+    for name in DATA:
+        jsonl(tmp_path / name, rows)
     for kind, text in blocks():
-        if kind == "yaml":
-            name = text.splitlines()[0].removeprefix("# ")
-            assert name.endswith(".yaml"), "a YAML block starts with the name of its file"
-            (tmp_path / name).write_text(text)
-        elif kind == "python":
+        if kind == "python":
             run([sys.executable, "-c", text], tmp_path)
         elif kind == "bash":
-            for line in text.splitlines():
-                if line.startswith("tamp "):
-                    arguments = shlex.split(line)[1:]
-                    run([sys.executable, "-m", "tamp_modifier.cli", *arguments], tmp_path)
+            for arguments in tamp_commands(text):
+                run([sys.executable, "-m", "tamp_modifier.cli", *arguments], tmp_path)
         else:
-            assert kind in ("mermaid", "text"), f"no test runs {kind} blocks"
-    assert (tmp_path / "pruned" / "model.safetensors").is_file()
+            assert kind == "mermaid", f"no test runs {kind} blocks"
+    for folder in ("pruned", "pruned-model", "recovered"):
+        assert (tmp_path / folder / "model.safetensors").is_file(), folder
     assert (tmp_path / "figures" / "sparsity.png").is_file()
+
+
+def tamp_commands(text: str) -> list[list[str]]:
+    """The arguments of each `tamp` command of a shell block."""
+    for shown, taken in STANDS_FOR.items():
+        text = text.replace(shown, taken)
+    lines = [line for line in text.splitlines() if line.startswith("tamp ")]
+    return [shlex.split(line, comments=True)[1:] for line in lines]
 
 
 def run(command: list[str], folder: Path) -> None:
@@ -70,6 +86,20 @@ def test_links_to_files_lead_somewhere() -> None:
 def test_tamp_commands_in_the_readme_are_known() -> None:
     parser = cli.build_parser()
     for _, text in blocks("bash"):
-        for line in text.splitlines():
-            if line.startswith("tamp "):
-                parser.parse_args(shlex.split(line)[1:])
+        for arguments in tamp_commands(text):
+            parser.parse_args(arguments)
+
+
+def test_a_reader_sees_the_whole_readme() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_the_page_of_a_package_index_has_no_link_that_breaks() -> None:
+    index_page = runpy.run_path(str(ROOT / "setup.py"))["index_page"]
+    readme = (ROOT / "README.md").read_text()
+    page = index_page(readme)
+    targets = re.findall(r"\]\(([^)]+)\)", page)
+    assert targets and all(target.startswith("https://") for target in targets), targets
+    assert "docs/choosing.md describes" in page and "results (docs/quality.md)" in page
+    assert index_page("[a](https://b)\n![c](https://d)\n") == "[a](https://b)\n![c](https://d)\n"
+    assert BLOCK.findall(page) == BLOCK.findall(readme)

@@ -26,16 +26,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BARS = (DENSE, "wanda", "sparsegpt", "tamp", OURS)
+OVERVIEW = (OURS, "sparsegpt", "tamp", "wanda")
 DODGE = 0.5
 """How far the methods of one setting are spread; settings are 1 apart."""
 
 
 def draw(cells: Sequence[Cell], folder: Path) -> list[Path]:
-    """Write ``quality.png`` and ``quality-tasks-MODEL.png``."""
+    """Write ``quality.png``, and ``retained-MODEL.png`` and ``quality-tasks-MODEL.png`` of each."""
     found = blocks(cells)
     paths = [save_figure(retention_figure(found), folder / "quality.png")]
     for model in dict.fromkeys(block.model for block in found):
         mine = [cell for cell in cells if cell.model == model]
+        overview = overview_figure([block for block in found if block.model == model])
+        if overview is not None:
+            paths.append(save_figure(overview, folder / f"retained-{model}.png"))
         figure = task_figure(mine)
         if figure is not None:
             paths.append(save_figure(figure, folder / f"quality-tasks-{model}.png"))
@@ -110,6 +114,39 @@ def retention_figure(found: Sequence[Block]) -> Figure:
     shown = [title for title in dict.fromkeys(titles) if title in labels]
     handles = [labels[title] for title in shown]
     figure.legend(handles, shown, loc="outside right upper", frameon=False)
+    return figure
+
+
+def overview_figure(found: Sequence[Block]) -> Figure | None:
+    """Retained accuracy of one model at each sparsity: the preset and three that are well known.
+
+    None where the preset was not run without a pattern. Bars are the 95 % intervals.
+    """
+    mine = [b for b in found if b.setting != "0" and ":" not in b.setting]
+    mine = [b for b in mine if any(row.method == OURS for row in b.rows)]
+    if not mine:
+        return None
+    figure = new_figure(6.4, 3.4)
+    axes = figure.add_subplot()
+    for index, method in enumerate(OVERVIEW):
+        shift = 0.05 * (index - (len(OVERVIEW) - 1) / 2)
+        points = [(x + shift, r) for x, b in enumerate(mine) for r in b.rows if r.method == method]
+        style = {
+            "label": title_of(method),
+            "color": "black" if method == OURS else COLOURS[index % len(COLOURS)],
+            "marker": MARKERS[index % len(MARKERS)],
+            "linewidth": 2.2 if method == OURS else 1.2,
+            "elinewidth": 1.0,
+        }
+        _draw_points(axes, [x for x, _ in points], [r.kept for _, r in points], 100, True, style)
+    axes.axhline(100, color="grey", linestyle=":", linewidth=1)
+    axes.set_xticks(range(len(mine)), [setting_label(block.setting) for block in mine])
+    axes.set_xlabel("pruned")
+    axes.set_ylabel("accuracy relative to dense, %")
+    axes.set_ylim(bottom=0)
+    axes.set_title(model_title(found[0].model), fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower left", frameon=False)
     return figure
 
 
