@@ -37,6 +37,8 @@ from tamp_modifier.checkpoint.marker import Marker, mark_dense, mark_packed, rea
 from tamp_modifier.checkpoint.served import MIN_SPARSITY, OUTPUT_HEAD, packs
 from tamp_modifier.checkpoint.writer import ShardWriter
 from tamp_modifier.files import check_output, check_room, new_folder
+from tamp_modifier.report.card import CARD_FILE, renew_card
+from tamp_modifier.report.model import REPORT_FILE, PruningReport, ReportError
 from tamp_modifier.sparse.format import STORAGE_DTYPES
 from tamp_modifier.sparse.int4_serialization import from_tensors_int4, to_tensors_int4
 from tamp_modifier.sparse.packing import pack, unpack
@@ -173,10 +175,12 @@ def _convert(
     make_config: Callable[[dict[str, Any], PackStats, dict[str, int]], dict[str, Any]],
     convert: Callable[[str, Tensor, Look, PackStats], dict[str, Tensor]],
     progress: Progress | None,
+    packed: bool,
 ) -> PackStats:
     """Write `source` to `out` with each dense tensor replaced by what `convert` makes of it.
 
-    All goes to a folder of its own beside `out` and is renamed: `out` is whole or absent.
+    All goes to a folder of its own beside `out` and is renamed: `out` is whole or absent. The
+    model card says whether the result is `packed`.
     """
     source, out = Path(source), Path(out)
     files = shards(source)
@@ -226,7 +230,17 @@ def _convert(
         for place, file in others.items():
             (partial / place).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(file, partial / place)
+        report = None if (partial / CARD_FILE).exists() else _report(partial)
+        renew_card(partial, report, packed)
     return stats
+
+
+def _report(folder: Path) -> PruningReport | None:
+    """Return the report in a folder; None without one that can be read."""
+    try:
+        return PruningReport.load(folder / REPORT_FILE)
+    except (OSError, ReportError):
+        return None
 
 
 def pack_checkpoint(
@@ -285,7 +299,7 @@ def pack_checkpoint(
             )
         return mark_packed(config, stats.linears, stats.tensors, checksums)
 
-    return _convert(source, out, check_stored, make_config, convert, progress)
+    return _convert(source, out, check_stored, make_config, convert, progress, packed=True)
 
 
 def unpack_checkpoint(
@@ -323,7 +337,7 @@ def unpack_checkpoint(
     ) -> dict[str, Any]:
         return mark_dense(config, stats.linears or None)
 
-    return _convert(source, out, check_stored, make_config, convert, progress)
+    return _convert(source, out, check_stored, make_config, convert, progress, packed=False)
 
 
 def write_dense(

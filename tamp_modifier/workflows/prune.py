@@ -28,6 +28,7 @@ from tamp_modifier.data import (
 from tamp_modifier.files import check_output, check_unfinished, new_folder, only_writer, write_json
 from tamp_modifier.modifier import TAMPModifier
 from tamp_modifier.pruning.resume import forget
+from tamp_modifier.report.card import Origin, write_card
 from tamp_modifier.report.model import REPORT_FILE, SAMPLES_FILE, PruningReport
 from tamp_modifier.report.samples import shown_path
 from tamp_modifier.tokens import modality_token_ids
@@ -235,6 +236,7 @@ def _prune(
         prepared.processor.save_pretrained(folder)
         report.save(folder / REPORT_FILE)
         write_json(folder / SAMPLES_FILE, describe_samples(prepared))
+        write_card(folder, report, origin_of(prepared.model, prepared))
     lap("save")
     shutil.rmtree(partial, ignore_errors=True)
     return Pruned(report, seconds)
@@ -266,6 +268,13 @@ def _run(model: Any, prepared: Prepared, recipe: list[Any], pipeline: str) -> No
         raise RuntimeError(
             f"calibration failed with {type(error).__name__}: {error} (TAMP_DEBUG=1 shows where)"
         ) from error
+
+
+def origin_of(base: str, prepared: Prepared) -> Origin:
+    """Return what the model card says of a dense model and the samples that were read."""
+    sampling = prepared.sampling
+    own = sampling.answers is not None
+    return Origin(base, sampling.data, len(prepared.encoded), own)
 
 
 def describe_samples(prepared: Prepared) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from tamp_modifier.recovery.run import (
     static_memory,
 )
 from tamp_modifier.recovery.settings import RecoverySettings
+from tamp_modifier.report.card import write_card
 from tamp_modifier.report.model import (
     REPORT_FILE,
     SAMPLES_FILE,
@@ -38,7 +39,7 @@ from tamp_modifier.report.model import (
     weighted_sparsity,
 )
 from tamp_modifier.workflows.models import empty_model, load_config, load_model
-from tamp_modifier.workflows.prune import Prepared, Sampling, describe_samples, prepare
+from tamp_modifier.workflows.prune import Prepared, Sampling, describe_samples, origin_of, prepare
 
 SETTINGS_FILE = "settings.json"
 Step = Callable[[str, int, int], None]
@@ -197,6 +198,7 @@ def recover(job: Job, out: Path, restart: bool = False, step: Step = lambda *_: 
             job.prepared.processor.save_pretrained(folder)
             report.save(folder / REPORT_FILE)
             write_json(folder / SAMPLES_FILE, describe_samples(job.prepared))
+            write_card(folder, report, origin_of(job.teacher, job.prepared))
         shutil.rmtree(partial, ignore_errors=True)
     return done
 

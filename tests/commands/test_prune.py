@@ -74,6 +74,9 @@ def test_the_folder_holds_the_pruned_model_its_processor_and_its_report(pruned: 
     assert zeros / total == pytest.approx(report.reached_sparsity, abs=1e-9)
     assert AutoProcessor.from_pretrained(pruned).chat_template
     assert len(report.attention) == 6
+    card = (pruned / "README.md").read_text()
+    assert "3 samples with " in card and "from `data.jsonl`" in card
+    assert str(MODEL_FOLDER) not in card and str(pruned.parent) not in card
     for shares in report.attention.values():
         assert set(shares) == {"text", "image"}
         assert sum(shares.values()) == pytest.approx(1, abs=1e-2)  # bf16 attention

@@ -78,6 +78,8 @@ def test_the_recovered_model_has_the_same_zeros_a_marker_and_a_report(
     assert report.recovery.settings["samples"] == 8 and report.reached_sparsity > 0.59
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config[CONFIG_KEY]["layout"] == "dense"
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "# dense, pruned" in card and "## Recovery" in card and str(folder) not in card
     assert (tmp_path / "out" / "tamp_samples.json").is_file()
     assert not (tmp_path / "out.partial").exists()
     page = tmp_path / "page.html"
