@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tamp_modifier.messages import size_text
+
 UNFINISHED = ".tamp-unfinished"
 """A file in folders that are being written, by which those that a killed run has left are known."""
 
@@ -53,7 +55,7 @@ def check_room(folder: Path, needed: int) -> None:
     if free < needed:
         raise OSError(
             errno.ENOSPC,
-            f"the disk has {free / 1e9:.1f} GB left, and {needed / 1e9:.1f} GB are needed",
+            f"the disk has {size_text(free)} left, and {size_text(needed)} are needed",
             str(folder),
         )
 

@@ -19,14 +19,14 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def size_text(size: int) -> str:
+def size_text(size: float) -> str:
     """Return a number of bytes in the unit that gives it one to three digits before the point."""
     for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if size >= unit:
             return (
                 f"{size / unit:.3g} {name}" if size < 100 * unit else f"{size / unit:,.0f} {name}"
             )
-    return f"{size} bytes"
+    return f"{size:.0f} bytes"
 
 
 class FieldError(ValueError):

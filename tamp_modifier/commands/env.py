@@ -16,6 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from tamp_modifier.messages import size_text
+
 PACKAGES = ("torch", "transformers", "llmcompressor", "compressed-tensors", "vllm", "triton")
 """Distributions whose versions are told; that of vLLM for CPUs counts as vllm."""
 
@@ -249,14 +251,14 @@ def lines(found: dict[str, Any]) -> list[str]:
         ("processor", cpu["name"] or "unknown"),
         ("instructions", _instructions(cpu["instructions"])),
         ("cores", f"{cpu['usable_cores']} of {cpu['cores']} usable"),
-        ("memory", f"{_gigabytes(memory['total'])}, {_gigabytes(memory['free'])} free"),
+        ("memory", f"{_size(memory['total'])}, {_size(memory['free'])} free"),
         ("huge pages", f"{memory['huge_pages'] or 'none'}, {memory['huge_page'] >> 10} KiB"),
         ("CPU kernels", f"{kernels['path'] or 'none'}: {kernels['why']}"),
         ("measured", _measured(kernels)),
     ]
     for gpu in found["gpus"]:
         kind = "measured kernels" if gpu["measured"] else "kernels with guessed constants"
-        size = _gigabytes(gpu["memory"])
+        size = _size(gpu["memory"])
         rows.append(("GPU", f"{gpu['name']}, {size}, sm_{gpu['capability']}, {kind}"))
     rows += [] if found["gpus"] else [("GPU", "none")]
     rows.append(("vLLM plugin", _plugin(found["vllm_plugin"])))
@@ -290,5 +292,5 @@ def _missing(requirements: list[str]) -> str:
     return f"missing: {'; '.join(requirements)}" if requirements else "nothing is missing"
 
 
-def _gigabytes(size: int | None) -> str:
-    return "unknown" if size is None else f"{size / 1e9:.1f} GB"
+def _size(size: int | None) -> str:
+    return "unknown" if size is None else size_text(size)

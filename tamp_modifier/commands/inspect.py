@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tamp_modifier.commands.arguments import positive
-from tamp_modifier.commands.output import mebibytes, shard_progress
+from tamp_modifier.commands.output import shard_progress
+from tamp_modifier.messages import size_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -71,7 +72,7 @@ def _table(linears: list[LinearInfo]) -> Table:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     table.add_column("Linear", overflow="fold")
-    for title in ("out x in", "zeros", "N:M", "MiB", "packed", "in vLLM"):
+    for title in ("out x in", "zeros", "N:M", "dense", "packed", "in vLLM"):
         table.add_column(title, justify="right", no_wrap=True)
     for linear in linears:
         table.add_row(
@@ -79,8 +80,8 @@ def _table(linears: list[LinearInfo]) -> Table:
             "x".join(map(str, linear.shape)),
             "" if linear.sparsity is None else f"{linear.sparsity:.1%}",
             linear.pattern if ":" in linear.pattern else "",
-            mebibytes(linear.dense_bytes),
-            mebibytes(linear.packed_bytes) if linear.packs else "",
+            size_text(linear.dense_bytes),
+            size_text(linear.packed_bytes) if linear.packs else "",
             linear.served,
         )
     return table
@@ -95,18 +96,18 @@ def summary(info: CheckpointInfo) -> list[str]:
     quantization = f", quantized with {info.quantization}" if info.quantization else ""
     dtypes = ", ".join(dict.fromkeys(linear.dtype for linear in info.linears))
     lines = [
-        f"on disk: {mebibytes(info.stored_bytes)} MiB ({layout}{quantization}; Linears in "
-        f"{dtypes}), of them {mebibytes(info.other_bytes)} MiB embeddings, norms and others",
+        f"on disk: {size_text(info.stored_bytes)} ({layout}{quantization}; Linears in "
+        f"{dtypes}), of them {size_text(info.other_bytes)} embeddings, norms and others",
         f"vLLM with the plugin keeps {len(kept)} of {len(info.linears)} Linears packed: "
-        f"{mebibytes(memory)} MiB instead of {mebibytes(dense)} MiB",
+        f"{size_text(memory)} instead of {size_text(dense)}",
     ]
     if info.layout != "packed":
         packs = [linear for linear in info.linears if linear.packs]
         size = sum(linear.packed_bytes for linear in packs)
         before = sum(linear.dense_bytes for linear in packs)
         lines.append(
-            f"tamp pack packs {len(packs)} of {len(info.linears)} Linears: {mebibytes(size)} MiB "
-            f"instead of {mebibytes(before)} MiB"
+            f"tamp pack packs {len(packs)} of {len(info.linears)} Linears: {size_text(size)} "
+            f"instead of {size_text(before)}"
         )
     for served in ("packed", "dense"):
         reasons = Counter(linear.why for linear in info.linears if linear.served == served)

@@ -1,4 +1,4 @@
-"""What several commands print: sizes, and a progress bar over the tensors of a checkpoint."""
+"""What several commands print: progress over the tensors of a checkpoint, and by phase."""
 
 from __future__ import annotations
 
@@ -6,11 +6,6 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
-
-
-def mebibytes(size: int) -> str:
-    """Return a size in MiB with three digits or so."""
-    return f"{size / 2**20:,.{1 if size >= 10 << 20 else 2}f}"
 
 
 @contextlib.contextmanager

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tamp_modifier.commands.arguments import share
-from tamp_modifier.commands.output import mebibytes, shard_progress
+from tamp_modifier.commands.output import shard_progress
+from tamp_modifier.messages import size_text
 
 if TYPE_CHECKING:
     from tamp_modifier.checkpoint.pack import PackStats
@@ -81,15 +82,15 @@ def _report(args: argparse.Namespace, stats: PackStats) -> None:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("pruned Linears", "dense, MiB", "packed, MiB", "ratio", "all tensors, MiB"):
+    for title in ("pruned Linears", "dense", "packed", "ratio", "all tensors"):
         table.add_column(title, justify="right")
     packed = stats.packed_bytes > 0
     table.add_row(
         str(len(stats.linears)),
-        mebibytes(stats.dense_bytes),
-        mebibytes(stats.packed_bytes) if packed else "",
+        size_text(stats.dense_bytes),
+        size_text(stats.packed_bytes) if packed else "",
         f"{stats.ratio:.3f}" if packed else "",
-        mebibytes(stats.total_bytes),
+        size_text(stats.total_bytes),
     )
     console = Console()
     console.print(table)

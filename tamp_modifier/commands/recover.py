@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tamp_modifier.commands.arguments import add_answers, add_skip_bad, answering, positive
+from tamp_modifier.messages import size_text
 
 if TYPE_CHECKING:
     from tamp_modifier.recovery.run import Costs, Recovered
@@ -196,7 +197,7 @@ def _print(summary: dict[str, Any]) -> None:
         if name == "warnings":
             continue
         if name == "peak memory":
-            value = f"{value / 1e9:.2f} GB"
+            value = size_text(value)
         elif isinstance(value, float):
             value = f"{value:.4g}"
         elif isinstance(value, int):

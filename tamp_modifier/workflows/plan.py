@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tamp_modifier.calibration.targets import Target
-from tamp_modifier.messages import duration
+from tamp_modifier.messages import duration, size_text
 from tamp_modifier.modifier import TAMPModifier
 from tamp_modifier.pruning.decide import allocate_before
 from tamp_modifier.pruning.settings import Settings
@@ -138,15 +138,11 @@ def tables(found: dict[str, Any]) -> list[Table]:
     for label, value in (
         ("samples", f"{found['samples']}, the longest of {found['longest']} tokens"),
         ("tokens", tokens),
-        ("weights", f"{_size(costs['weights'])} in {found['dtype']}"),
-        ("peak where layers are computed", _size(costs["device_peak"])),
-        ("peak of memory", _size(costs["host_peak"])),
+        ("weights", f"{size_text(costs['weights'])} in {found['dtype']}"),
+        ("peak where layers are computed", size_text(costs["device_peak"])),
+        ("peak of memory", size_text(costs["host_peak"])),
         ("speed of this machine", f"{found['flops'] / 1e12:.2f} TFLOP/s"),
         ("time", duration(costs["seconds"])),
     ):
         takes.add_row(label, value)
     return [pruned, takes]
-
-
-def _size(count: float) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
