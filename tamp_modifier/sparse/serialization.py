@@ -62,7 +62,7 @@ def check_storable(name: str, shape: tuple[int, int]) -> None:
     """
     if not storable(*shape):
         raise ValueError(
-            f"{name}: a packed weight has 0 to {MAX_SIDE:,} rows, as many columns and "
+            f"{name}: a packed weight has at most {MAX_SIDE:,} rows, as many columns and "
             f"{MAX_WEIGHTS:,} weights, got {shape[0]:,} x {shape[1]:,}"
         )
 

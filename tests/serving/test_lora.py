@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.serving import models
-from tests.serving.conftest import TEXTS
+from tests.serving.conftest import FORCED, TEXTS
 from tests.serving.harness import run_jobs
 from tests.serving.test_answers import assert_same, kept_dense
 
@@ -37,7 +37,10 @@ def answers(checkpoints: dict[str, Path], work: Path) -> dict[str, dict[str, dic
         for name, options in JOBS.items()
     ]
     jobs.append({"model": str(checkpoints["llama"]), "prompts": [TEXTS[0]]})
-    found = {kind: run_jobs(jobs, work / f"lora-{kind}", kind == "ours") for kind in KINDS}
+    found = {
+        kind: run_jobs(jobs, work / f"lora-{kind}", kind == "ours", environ=FORCED)
+        for kind in KINDS
+    }
     return {kind: dict(zip((*JOBS, "plain"), found[kind], strict=True)) for kind in KINDS}
 
 

@@ -24,6 +24,7 @@ from transformers import (
     MixtralForCausalLM,
 )
 
+import tamp_modifier
 from tamp_modifier.checkpoint.marker import CONFIG_KEY, QUANT_METHOD, read_marker
 from tamp_modifier.checkpoint.pack import (
     is_packed,
@@ -42,6 +43,12 @@ SIZES = {
     "num_key_value_heads": 2,
 }
 LINEAR = "model.layers.1.mlp.down_proj.weight"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def registered() -> None:
+    """As where transformers was imported first: the order of imports is tested apart."""
+    tamp_modifier.register_with_transformers()
 
 
 def prune(model: nn.Module, keep_dense: tuple[str, ...] = ()) -> nn.Module:
