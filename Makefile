@@ -115,7 +115,7 @@ test-fast: $(STAMP) ## the tests that take seconds, under three minutes together
 
 .PHONY: test
 test: $(STAMP) $(SERVE_STAMP) ## the whole suite, both parts side by side: serving needs one core
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line test-compress test-serve
+	@$(MAKE) --no-print-directory --jobs=2 test-compress test-serve
 
 .PHONY: test-compress
 test-compress: $(STAMP)
@@ -126,7 +126,7 @@ test-benchmarks: $(STAMP) ## the tests of the benchmarks alone; `make test` runs
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PARALLEL) benchmarks/tests
 
 .PHONY: test-serve
-test-serve: $(STAMP) $(SERVE_STAMP) ## real vLLM: in process and as a server on 127.0.0.1; under six minutes
+test-serve: $(STAMP) $(SERVE_STAMP) ## real vLLM: in process and as a server on 127.0.0.1
 	@$(SERVE_BIN)/python -m pytest -q tests/serving
 
 # ---- benchmarks ----------------------------------------------------------------------------------
