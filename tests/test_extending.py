@@ -131,7 +131,8 @@ def test_the_kernel_of_the_page_multiplies(tmp_path: Path) -> None:
     """In a copy of the package: one new file, one new line, and it is built as setup.py builds."""
     ignored = shutil.ignore_patterns("*.so", "__pycache__", "*.safetensors")
     shutil.copytree(ROOT / "tamp_modifier", tmp_path / "tamp_modifier", ignore=ignored)
-    shutil.copy(ROOT / "setup.py", tmp_path)
+    for name in ("setup.py", "README.md"):
+        shutil.copy(ROOT / name, tmp_path)
     sources = tmp_path / "tamp_modifier" / "sparse" / "csrc"
     code, line = blocks("A kernel", "c")
     (sources / "example.c").write_text(code)

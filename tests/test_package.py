@@ -140,12 +140,13 @@ def test_the_wheel_holds_the_package_and_nothing_else(built: tuple[Path, Path]) 
         names = archive.namelist()
     root = Path(__file__).parent.parent
     modules = {path.relative_to(root).as_posix() for path in (root / "tamp_modifier").rglob("*.py")}
-    needed = modules | {"tamp_modifier/sparse/gpu_table.json"}
+    tables = {f"tamp_modifier/sparse/{name}.json" for name in ("choice", "gpu_table")}
+    needed = modules | tables
     assert needed <= set(names), sorted(needed - set(names))
     allowed = re.compile(
         r"tamp_modifier/([a-z_]+/)*([a-z0-9_]+\.py|py\.typed|[a-z0-9_]+\.[ch]|_native[\w.-]*\.so)"
         r"|tamp_modifier/demo/model/[\w.-]+"
-        r"|tamp_modifier/sparse/gpu_table\.json"
+        r"|tamp_modifier/sparse/(choice|gpu_table)\.json"
         rf"|tamp_modifier-{re.escape(__version__)}\.dist-info/.+"
     )
     assert [name for name in names if not allowed.fullmatch(name)] == []

@@ -88,7 +88,10 @@ def test_a_recipe_does_what_it_says(path: Path, tmp_path: Path) -> None:
 def check_packs(saved: Path, pruned: set[str], folder: Path) -> None:
     """The saved checkpoint packs, every pruned Linear of it, and comes back as it was."""
     stats = pack_checkpoint(saved, folder / "packed")
-    assert len(stats.linears) == len(pruned)
+    # In 4 bits a Linear with few zeros would be larger packed, and stays as it is.
+    four_bits = any("weight_packed" in name for name in tensors_of(saved))
+    assert len(pruned) / 2 < len(stats.linears) <= len(pruned)
+    assert four_bits or len(stats.linears) == len(pruned)
     unpack_checkpoint(folder / "packed", folder / "unpacked")
     before, after = (tensors_of(place) for place in (saved, folder / "unpacked"))
     assert before.keys() == after.keys()

@@ -42,10 +42,10 @@ def served_recipes(work: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
     done = subprocess.run(
         [*command, *recipes],
         cwd=ROOT,
-        env=os.environ | {"PYTHONWARNINGS": "ignore"},
+        env=os.environ | {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=580,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     prompts: list[Any] = []

@@ -246,6 +246,7 @@ def test_packed_results_print_the_same_tables(
     assert {path.name for path in (tmp_path / "f").iterdir()} == {
         "quality.png",
         "quality-tasks-box.png",
+        "retained-box.png",
     }
 
 
