@@ -154,6 +154,35 @@ def check(kernel: Kernel, x: Tensor, weight: Tensor, name: str) -> None:
         raise RuntimeError(f"{tuple(weight.shape)} {name}: wrong result, error {error}")
 
 
+def comparison(
+    shape: tuple[int, int],
+    rows: int,
+    sparsity: float,
+    best: dict[str, float],
+    dense_names: list[str],
+    dense_bytes: float,
+    sparse_bytes: float,
+) -> dict[str, Any]:
+    """Compare the sparse kernel with the fastest dense one, from the seconds of all in `best`.
+
+    The bytes are those of the weight, dense and packed.
+    """
+    dense = {name: best[name] for name in dense_names}
+    name = min(dense, key=lambda key: dense[key])
+    ours = best[f"sparse {sparsity}"]
+    return {
+        "shape": list(shape),
+        "rows": rows,
+        "sparsity": sparsity,
+        "dense_seconds": dense,
+        "best_dense": name,
+        "sparse_seconds": ours,
+        "ratio": dense[name] / ours,
+        "limit": dense_bytes / sparse_bytes,
+        "gigabytes_per_second": sparse_bytes / ours / 1e9,
+    }
+
+
 def measure_shape(shape: tuple[int, int], args: argparse.Namespace) -> list[dict[str, Any]]:
     """All rows of the table for one shape."""
     torch.manual_seed(0)
@@ -181,26 +210,17 @@ def measure_shape(shape: tuple[int, int], args: argparse.Namespace) -> list[dict
         rounds = max(3, args.rounds if rows <= 8 else args.rounds * 8 // rows)
         taking_part = {name: kernels[name] for name in kernels if rows == 1 or name != HUGE}
         best = fastest(taking_part, x, rounds, scratch)
-        dense = {name: best[name] for name in dense_names}
-        name = min(dense, key=lambda key: dense[key])
         for sparsity in args.sparsities:
-            ours, limit = best[f"sparse {sparsity}"], weight.nbytes / packed[sparsity].nbytes
-            results.append(
-                {
-                    "shape": list(shape),
-                    "rows": rows,
-                    "sparsity": sparsity,
-                    "dense_seconds": dense,
-                    "best_dense": name,
-                    "huge_seconds": best.get(HUGE),
-                    "sparse_seconds": ours,
-                    "ratio": dense[name] / ours,
-                    "huge_ratio": best[HUGE] / ours if HUGE in best else None,
-                    "limit": limit,
-                    "gigabytes_per_second": weight.nbytes / limit / ours / 1e9,
-                    "page_bytes": pages,
-                }
+            found = comparison(
+                shape, rows, sparsity, best, dense_names, weight.nbytes, packed[sparsity].nbytes
             )
+            on_huge = best.get(HUGE)
+            found |= {
+                "huge_seconds": on_huge,
+                "huge_ratio": None if on_huge is None else on_huge / found["sparse_seconds"],
+                "page_bytes": pages,
+            }
+            results.append(found)
     return results
 
 

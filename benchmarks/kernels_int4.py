@@ -21,7 +21,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.kernels import ROWS, SHAPES, SPARSITIES, Kernel, fastest, machine, table
+from benchmarks.kernels import (
+    ROWS,
+    SHAPES,
+    SPARSITIES,
+    Kernel,
+    comparison,
+    fastest,
+    machine,
+    table,
+)
 from tamp_modifier import sparse
 
 GROUP_SIZE = 128
@@ -96,10 +105,9 @@ def measure_shape(shape: tuple[int, int], args: argparse.Namespace) -> list[dict
     scale = torch.rand(shape[0], shape[1] // GROUP_SIZE).add_(0.5).bfloat16()
     kernels = dense_kernels(random_codes(shape, 0.0), scale)
     dense_names = list(kernels)
-    limits, packed = {}, {}
+    packed = {}
     for sparsity in args.sparsities:
         packed[sparsity] = sparse.pack_int4(random_codes(shape, sparsity), scale, None, GROUP_SIZE)
-        limits[sparsity] = (shape[0] * shape[1] / 2 + scale.nbytes) / packed[sparsity].nbytes
         kernels[f"sparse {sparsity}"] = partial(
             sparse.linear_int4, packed=packed[sparsity], int8_activations=args.int8_activations
         )
@@ -115,23 +123,13 @@ def measure_shape(shape: tuple[int, int], args: argparse.Namespace) -> list[dict
         best = fastest(
             kernels, x, max(3, args.rounds if rows <= 8 else args.rounds * 8 // rows), None
         )
-        dense = {name: best[name] for name in dense_names}
-        name = min(dense, key=lambda key: dense[key])
         for sparsity in args.sparsities:
-            seconds = best[f"sparse {sparsity}"]
-            results.append(
-                {
-                    "shape": list(shape),
-                    "rows": rows,
-                    "sparsity": sparsity,
-                    "dense_seconds": dense,
-                    "best_dense": name,
-                    "sparse_seconds": seconds,
-                    "ratio": dense[name] / seconds,
-                    "limit": limits[sparsity],
-                    "gigabytes_per_second": packed[sparsity].nbytes / seconds / 1e9,
-                }
+            dense_bytes, sparse_bytes = (
+                shape[0] * shape[1] / 2 + scale.nbytes,
+                packed[sparsity].nbytes,
             )
+            found = comparison(shape, rows, sparsity, best, dense_names, dense_bytes, sparse_bytes)
+            results.append(found)
     return results
 
 

@@ -28,7 +28,7 @@ os.environ.setdefault("VLLM_PLUGINS", "")
 import torch
 from torch import Tensor
 
-from benchmarks.kernels import ROWS, SHAPES, SPARSITIES, machine, page_bytes, table
+from benchmarks.kernels import ROWS, SHAPES, SPARSITIES, comparison, machine, page_bytes, table
 from tamp_modifier import sparse
 
 SCALE = 1 / 64
@@ -169,11 +169,11 @@ def measure_shape(shape: tuple[int, int], args: argparse.Namespace) -> list[dict
     scale = torch.rand(shape[0]) / 64
     kernels = dense_kernels(weight, scale)
     dense_names = list(kernels)
-    limits, pruned, pages = {}, {}, {"weight": page_bytes(weight)}
+    sizes, pruned, pages = {}, {}, {"weight": page_bytes(weight)}
     for sparsity in args.sparsities:
         pruned[sparsity] = weight * (torch.rand(shape) >= sparsity)
         packed = sparse.pack(pruned[sparsity])
-        limits[sparsity] = weight.nbytes / packed.nbytes
+        sizes[sparsity] = packed.nbytes
         pages["sparse"] = page_bytes(packed.values)
         kernels[f"sparse {sparsity}"] = sparse_kernel(packed, scale)
     results = []
@@ -185,25 +185,10 @@ def measure_shape(shape: tuple[int, int], args: argparse.Namespace) -> list[dict
             check(calls[f"sparse {sparsity}"]()[some], x[some], pruned[sparsity], scale)
         rounds = max(3, args.rounds if rows <= 8 else args.rounds * 8 // rows)
         best = fastest(calls, rounds)
-        dense = {name: best[name] for name in dense_names}
-        name = min(dense, key=lambda key: dense[key])
         for sparsity in args.sparsities:
-            ours = best[f"sparse {sparsity}"]
-            results.append(
-                {
-                    "shape": list(shape),
-                    "rows": rows,
-                    "sparsity": sparsity,
-                    "dense_seconds": dense,
-                    "best_dense": name,
-                    "huge_seconds": None,
-                    "sparse_seconds": ours,
-                    "ratio": dense[name] / ours,
-                    "limit": limits[sparsity],
-                    "page_bytes": pages,
-                    "gigabytes_per_second": weight.nbytes / limits[sparsity] / ours / 1e9,
-                }
-            )
+            dense_bytes, sparse_bytes = weight.nbytes, sizes[sparsity]
+            found = comparison(shape, rows, sparsity, best, dense_names, dense_bytes, sparse_bytes)
+            results.append(found | {"page_bytes": pages})
     return results
 
 
