@@ -52,11 +52,6 @@ INLINE void prefetch(const uint64_t *mask, const uint16_t *values, const uint16_
     _mm_prefetch((const char *)mask + MASK_FAR, _MM_HINT_T1);
 }
 
-/* Whether tiles keep more than the two lines that are prefetched otherwise. */
-INLINE int is_wide(const tamp_weight *w) {
-    return (double)w->kept > 0.53 * (double)w->rows * (double)w->columns;
-}
-
 INLINE int64_t count32(uint64_t word) { return __builtin_popcount((uint32_t)word); }
 
 INLINE const uint64_t *mask_pairs(const tamp_weight *w, int64_t block) {

@@ -35,32 +35,7 @@ static INLINE sums start_group(const tamp_int4_product *p, int64_t row, int64_t 
 
 static INLINE __m512 finish_group(sums sum) { return sum; }
 
-DEFINE_CHUNK(only, 1, EXPAND)
-DEFINE_CHUNK(only, 2, EXPAND)
-DEFINE_CHUNK(only, 3, EXPAND)
-DEFINE_CHUNK(only, 4, EXPAND)
-DEFINE_CHUNK(only, 5, EXPAND)
-DEFINE_CHUNK(only, 6, EXPAND)
-DEFINE_CHUNK(only, 7, EXPAND)
-DEFINE_CHUNK(only, 8, EXPAND)
-DEFINE_CHUNK(keep, 8, EXPAND_AND_KEEP)
-DEFINE_CHUNK(later, 1, REUSE)
-DEFINE_CHUNK(later, 2, REUSE)
-DEFINE_CHUNK(later, 3, REUSE)
-DEFINE_CHUNK(later, 4, REUSE)
-DEFINE_CHUNK(later, 5, REUSE)
-DEFINE_CHUNK(later, 6, REUSE)
-DEFINE_CHUNK(later, 7, REUSE)
-DEFINE_CHUNK(later, 8, REUSE)
-
-static TARGET_AVX512BF16 int multiply_blocks(const tamp_int4_weight *w, const tamp_int4_product *p,
-                                             int64_t begin, int64_t end) {
-    static const chunk_kernel only[PANEL] = {only_1, only_2, only_3, only_4,
-                                             only_5, only_6, only_7, only_8};
-    static const chunk_kernel later[PANEL] = {later_1, later_2, later_3, later_4,
-                                              later_5, later_6, later_7, later_8};
-    return multiply_all(w, p, begin, end, only, keep_8, later);
-}
+DEFINE_PANELS_OF_8
 
 static const tamp_int4_kernel bf16 = {
     .entry = ENTRY_BF16,

@@ -182,8 +182,7 @@ static TARGET_VNNI int kernel(const tamp_weight *w, const tamp_int8_product *p, 
     _Alignas(64) int8_t dense[CHUNK_TILES * TILE];
     __m512i totals[STRIP_ROWS];
     const int8_t *all = w->values;
-    /* Whether tiles keep more than the line that is prefetched otherwise. */
-    const int wide = (double)w->kept > 0.53 * (double)w->rows * (double)w->columns;
+    const int wide = is_wide(w);
     const int64_t chunk = p->m > PANEL_ROWS ? CHUNK_TILES : w->tiles;
     for (int64_t block = begin; block < end; block++) {
         if (!block_is_safe(w, block)) return INT8_CORRUPT;

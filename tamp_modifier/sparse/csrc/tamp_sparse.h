@@ -158,6 +158,11 @@ ALWAYS_INLINE int block_is_safe(const tamp_weight *w, int64_t block) {
     return offset + count <= w->kept;
 }
 
+/* Whether tiles keep more than what is prefetched otherwise, two lines of 16 bits or one of 8. */
+ALWAYS_INLINE int is_wide(const tamp_weight *w) {
+    return (double)w->kept > 0.53 * (double)w->rows * (double)w->columns;
+}
+
 ALWAYS_INLINE float load_float(const void *values, int64_t i, int dtype) {
     if (dtype == DTYPE_BF16) return float_of_bf16(((const uint16_t *)values)[i]);
     if (dtype == DTYPE_FP16) return float_of_fp16(((const uint16_t *)values)[i]);
