@@ -13,28 +13,19 @@ from pathlib import Path
 
 from torch import Tensor
 
-from tamp_modifier.checkpoint.files import Header, read_header, shards
+from tamp_modifier.checkpoint.files import Header, dense_name, read_header, shards
 from tamp_modifier.checkpoint.marker import CONFIG_KEY, Marker
 from tamp_modifier.checkpoint.memory import require_memory
 from tamp_modifier.messages import some
 from tamp_modifier.sparse.format import STORAGE_DTYPES, nonzero
 from tamp_modifier.sparse.serialization import (
     HEADER_SUFFIX,
-    PACKED_SUFFIXES,
     packed_checksum,
     tensor_checksum,
 )
 
 _KINDS = (".weight", ".weight_packed")
 """What follows the name of a Linear in the name of its weight."""
-
-
-def dense_name(name: str) -> str:
-    """Return the name of a weight, of the name of one of its stored tensors."""
-    for suffix in PACKED_SUFFIXES:
-        if name.endswith(suffix):
-            return name.removesuffix(suffix)
-    return name
 
 
 def linear_name(name: str) -> str:
