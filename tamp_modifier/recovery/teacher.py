@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -158,14 +157,3 @@ def _of_type(inputs: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]
         name: value.to(dtype) if value.is_floating_point() and value.dim() > 1 else value
         for name, value in inputs.items()
     }
-
-
-@contextmanager
-def evaluating(model: Any) -> Iterator[None]:
-    """Run a model without dropout, and put it back into the mode that it was in."""
-    was = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was)
