@@ -88,6 +88,7 @@ class Pruner:
                 name = target.name
                 if owners[name] == mine:
                     self.prune(target, statistics[name], sparsities[name], patterns[name])
+            self._score.forget()
 
         agree(prune_mine)
         share_weights(targets, owners)

@@ -46,6 +46,9 @@ class Score(ABC):
             ValueError: no token was selected; weights or statistics that are not finite.
         """
 
+    def forget(self) -> None:
+        """Free what pruning one Linear left for the next one; nothing by default."""
+
     # -- what it costs, for the estimate
 
     def collecting(self, in_features: int) -> float:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,22 @@ MOST_REFIT = 1000
 """Steps of the refit; 32 are as good as the exact solution, see docs/quality.md."""
 
 
+@dataclass(eq=False)
+class Prepared:
+    """The Hessian of the last Linear, and what was made of it.
+
+    q, k and v read the same inputs, as gate and up do: one factorisation serves them all. They are
+    known by their Hessian, which is the same to the last bit.
+
+    Attributes:
+        hessian: fp32 [in, in], damped.
+        made: what `HessianScore.prepare` gave.
+    """
+
+    hessian: Tensor | None = None
+    made: Any = None
+
+
 @dataclass(frozen=True)
 class HessianScore(Score):
     """Base of the scores that keep the Hessian of the selected tokens.
@@ -30,6 +47,7 @@ class HessianScore(Score):
     keeps_weights = False
     damping: float = 0.05
     refit: int = 0
+    _last: Prepared = field(default_factory=Prepared, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 0.0 < self.damping <= 1.0:
@@ -40,14 +58,23 @@ class HessianScore(Score):
             )
 
     @abstractmethod
-    def choose(
-        self, weight: Tensor, hessian: Tensor, sparsity: float, mask_structure: str
-    ) -> Tensor:
+    def prepare(self, hessian: Tensor) -> Any:
+        """Return what `choose` needs of a Hessian.
+
+        Args:
+            hessian: fp32 [in, in], damped; must stay as it is.
+
+        Raises:
+            ValueError: it is not positive definite in fp32.
+        """
+
+    @abstractmethod
+    def choose(self, weight: Tensor, made: Any, sparsity: float, mask_structure: str) -> Tensor:
         """Return the pruned weight, before the refit.
 
         Args:
             weight: [out, in], any floating dtype, finite; must stay as it is.
-            hessian: fp32 [in, in], damped; must stay as it is.
+            made: from `prepare`; must stay as it is.
             sparsity: share of all weights that goes; with N:M the structure decides.
             mask_structure: "0:0" or "N:M".
 
@@ -82,12 +109,25 @@ class HessianScore(Score):
             return weight.clone() if wanted == 0 else torch.zeros_like(weight)
         hessian = damp(hessian, tokens, self.damping)
         # Rounded first: what rounds to zero is a zero for the refit as well.
-        pruned = self.choose(weight, hessian, sparsity, mask_structure).to(weight.dtype)
+        made = self._prepared(hessian)
+        pruned = self.choose(weight, made, sparsity, mask_structure).to(weight.dtype)
         if not self.refit:
             return pruned
         dtype = product_dtype(weight, hessian, self.damping)
         fitted = refit(pruned.float(), weight.float(), hessian, int(self.refit), dtype)
         return fitted.to(weight.dtype)
+
+    def _prepared(self, hessian: Tensor) -> Any:
+        """Return what `prepare` makes of a damped Hessian, which must stay as it is afterwards."""
+        last = self._last
+        same = last.hessian is not None and last.hessian.device == hessian.device
+        if not (same and torch.equal(last.hessian, hessian)):  # type: ignore[arg-type]
+            self.forget()
+            last.made, last.hessian = self.prepare(hessian), hessian
+        return last.made
+
+    def forget(self) -> None:
+        self._last.hessian = self._last.made = None
 
     def prune(
         self, weight: Tensor, statistics: Statistics, sparsity: float, mask_structure: str

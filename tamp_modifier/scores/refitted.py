@@ -30,15 +30,13 @@ class WandaRefit(HessianScore):
     name = "wanda_refit"
     refit: int = STEPS
 
-    def choose(
-        self, weight: Tensor, hessian: Tensor, sparsity: float, mask_structure: str
-    ) -> Tensor:
-        kept = wanda_mask(weight, self.scalars(hessian), sparsity, mask_structure)
-        return weight.masked_fill(kept.logical_not_(), 0.0)
-
-    def scalars(self, hessian: Tensor) -> Tensor:
+    def prepare(self, hessian: Tensor) -> Tensor:
         """Return what the squared weights of each column are multiplied with, fp32 [in]."""
         return hessian.diagonal()
+
+    def choose(self, weight: Tensor, made: Tensor, sparsity: float, mask_structure: str) -> Tensor:
+        kept = wanda_mask(weight, made, sparsity, mask_structure)
+        return weight.masked_fill(kept.logical_not_(), 0.0)
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class OBS(WandaRefit):
 
     name = "obs"
 
-    def scalars(self, hessian: Tensor) -> Tensor:
+    def prepare(self, hessian: Tensor) -> Tensor:
         lower, failed = torch.linalg.cholesky_ex(hessian)
         if int(failed):
             raise ValueError("the Hessian is not positive definite in fp32; try a larger damping")

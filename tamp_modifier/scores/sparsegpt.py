@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tamp_modifier.scores.hessian import HessianScore
-from tamp_modifier.scores.solver import factorize, solve
+from tamp_modifier.scores.solver import Factor, factorize, solve
 
 
 def sparsegpt_weight(
@@ -39,11 +39,11 @@ class SparseGPT(HessianScore):
     name = "sparsegpt"
     by_row: bool = False
 
-    def choose(
-        self, weight: Tensor, hessian: Tensor, sparsity: float, mask_structure: str
-    ) -> Tensor:
-        factor = factorize(hessian)
-        return solve(weight, factor, sparsity, mask_structure, by_row=self.by_row)
+    def prepare(self, hessian: Tensor) -> Factor:
+        return factorize(hessian)
+
+    def choose(self, weight: Tensor, made: Factor, sparsity: float, mask_structure: str) -> Tensor:
+        return solve(weight, made, sparsity, mask_structure, by_row=self.by_row)
 
     def choosing(self, in_features: int, out_features: int) -> float:
         return float(out_features * in_features**2 + in_features**3 / 3)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tamp_modifier import TAMPModifier
+from tamp_modifier.calibration.targets import Target
 from tamp_modifier.masks import pruned_columns, wanda_mask
-from tamp_modifier.scores import get_score
+from tamp_modifier.pruning.pruner import Pruner
+from tamp_modifier.scores import get_score, sparsegpt
 from tamp_modifier.scores.damping import damp
+from tamp_modifier.scores.solver import Factor, factorize
 from tamp_modifier.statistics import Hessian
 
 ROWS, COLUMNS, TOKENS = 32, 200, 900
@@ -112,3 +117,46 @@ def test_of_a_symmetric_sum_half_is_enough() -> None:
     torch.testing.assert_close(found, inputs.T @ inputs / 40, rtol=1e-4, atol=1e-5)
     wanted = (inputs.T * weights) @ inputs / weights.sum()
     torch.testing.assert_close(weighted.result(), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_linears_that_read_the_same_inputs_share_one_factorisation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """q, k and v one, o its own; nothing is kept for the next layer."""
+    made: list[Tensor] = []
+
+    def counted(hessian: Tensor) -> Factor:
+        made.append(hessian)
+        return factorize(hessian)
+
+    monkeypatch.setattr(sparsegpt, "factorize", counted)
+    score = get_score("sparsegpt")
+    inputs = dict.fromkeys("qkv", problem()[1]) | {"o": problem()[1].flip(0)[:500]}
+    targets = [Target(name, nn.Linear(COLUMNS, ROWS), None) for name in inputs]
+    statistics = {name: score.statistics(COLUMNS) for name in inputs}
+    for name, seen in inputs.items():
+        statistics[name].update(seen)
+    one = dict.fromkeys(inputs, 0)
+    pruner = Pruner(score, keep_removed=False)
+    half, free = dict.fromkeys(inputs, 0.5), dict.fromkeys(inputs, "0:0")
+    for layers in (1, 2):
+        kept = {name: copy.deepcopy(each) for name, each in statistics.items()}
+        pruner.prune_layer(targets, kept, half, free, one)
+        assert len(made) == 2 * layers
+
+
+def test_a_shared_factorisation_changes_nothing_and_is_freed() -> None:
+    weight, inputs = problem()
+    score = get_score("obs")
+
+    def prune(weight: Tensor) -> Tensor:
+        statistics = score.statistics(COLUMNS)
+        statistics.update(inputs)
+        return score.prune(weight, statistics, 0.5, "0:0")
+
+    prune(weight.flip(0))
+    assert torch.equal(prune(weight), pruned("obs"))
+    score.forget()
+    gc.collect()
+    square = (COLUMNS, COLUMNS)
+    assert not [t for t in gc.get_objects() if isinstance(t, Tensor) and t.shape == square]
