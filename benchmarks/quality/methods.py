@@ -90,8 +90,12 @@ _AMIA: dict[str, Any] = {"selection_options": _OFFICIAL}
 _DAS: dict[str, Any] = {"allocation_options": _OFFICIAL}
 _ALL: dict[str, Any] = {"selection": "all", "allocation": "uniform"}
 _REFIT: dict[str, Any] = {"score": "sparsegpt", "score_options": {"refit": 8}}
-_ROW: dict[str, Any] = {"score": "sparsegpt", "score_options": {"by_row": True}}
-_ROW_REFIT: dict[str, Any] = {"score": "sparsegpt", "score_options": {"by_row": True, "refit": 8}}
+_DAMPING: dict[str, Any] = {"damping": 0.2}
+_ROW: dict[str, Any] = {"score": "sparsegpt", "score_options": {"by_row": True, **_DAMPING}}
+_ROW_REFIT: dict[str, Any] = {
+    "score": "sparsegpt",
+    "score_options": {"by_row": True, "refit": 8, **_DAMPING},
+}
 
 METHODS: dict[str, Method] = {
     method.name: method
@@ -136,14 +140,20 @@ METHODS: dict[str, Method] = {
             **_ROW_REFIT,
             **_ALL,
         ),
-        _tamp("wanda-refit", "Wanda, refit", score="wanda_refit", **_ALL),
-        _tamp("obs-row-refit", "w^2 / [H^-1]_jj by row, refit", score="obs", **_ALL),
+        _tamp("wanda-refit", "Wanda, refit", score="wanda_refit", score_options=_DAMPING, **_ALL),
+        _tamp(
+            "obs-row-refit",
+            "w^2 / [H^-1]_jj by row, refit",
+            score="obs",
+            score_options=_DAMPING,
+            **_ALL,
+        ),
         _tamp("best", 'TAMPModifier(preset="best")', preset="best"),
     )
 }
 
 CANDIDATES = ("sparsegpt-row", "sparsegpt-row-refit", "wanda-refit", "obs-row-refit")
-"""What may become the preset's score."""
+"""What the preset's score was chosen from."""
 
 _SLOW_OR_NEAR = ("atp", "das_numel", "default", "solver", "refit", *CANDIDATES)
 QUICK = tuple(m for m in METHODS if m not in _SLOW_OR_NEAR)
@@ -152,9 +162,9 @@ QUICK = tuple(m for m in METHODS if m not in _SLOW_OR_NEAR)
 RIVALS = ("magnitude", "wanda", "sparsegpt", "tamp")
 """The ones that the preset is tested against. With N:M TAMP is AMIA alone."""
 
-STEPS = ("sparsegpt", "solver", "refit", "best")
-"""From SparseGPT to the preset: damping, exact counts and ties, then the refit, then balance and
-the line over depth."""
+STEPS = ("sparsegpt", "sparsegpt-row", "sparsegpt-row-refit", "best")
+"""From SparseGPT to the preset: a choice within rows and more damping, then the refit, then balance
+and the line over depth."""
 
 
 def applies(method: Method, setting: str) -> bool:
