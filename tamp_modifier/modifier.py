@@ -80,10 +80,10 @@ class TAMPModifier(Modifier):
 
     Args:
         preset: named values for the fields that are not given. "best" is what to try first
-            (docs/quality.md says where it is ahead and where not): SparseGPT's solver, a
-            least-squares refit of the weights that stay, all samples and in them all modalities
-            counting the same, and above one half sparsity that rises with depth. None, the default,
-            is the method of the paper.
+            (docs/quality.md says where it is ahead and where not): SparseGPT's sequential solver,
+            which chooses within each row here, and a least-squares refit of the weights that stay.
+            All samples, and in them all modalities, count the same. Above one half sparsity rises
+            with depth. None, the default, is the method of the paper.
         sparsity: share of the weights of all target Linears that is pruned, in (0, 1).
         mask_structure: "0:0" for unstructured, or "N:M": of every M consecutive weights of a row, N
             are pruned, as in WandaPruningModifier. With ``sparsity`` N / M every Linear is N:M and

@@ -129,7 +129,7 @@ def _block(model: str, setting: str, cells: Sequence[Cell], dense: Items) -> Blo
                 if tasks
             }
     steps = {}
-    for before, name in pairwise(STEPS):
+    for before, name in pairwise(step for step in STEPS if step in by_method):
         pair = _pair(by_method, name, before)
         if pair is not None:
             steps[name] = compare(*pair, dense)
