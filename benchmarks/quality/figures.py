@@ -27,14 +27,23 @@ if TYPE_CHECKING:
 
 BARS = (DENSE, "wanda", "sparsegpt", "tamp", OURS)
 OVERVIEW = (OURS, "sparsegpt", "tamp", "wanda")
+MAIN = (OURS, "wanda", "wanda-refit", "sparsegpt", "tamp", "magnitude")
+"""What most readers ask for, each in a colour of its own; all methods are in a second figure."""
 DODGE = 0.5
 """How far the methods of one setting are spread; settings are 1 apart."""
 
 
 def draw(cells: Sequence[Cell], folder: Path) -> list[Path]:
-    """Write ``quality.png``, and ``retained-MODEL.png`` and ``quality-tasks-MODEL.png`` of each."""
+    """Write the figures.
+
+    ``quality.png`` has the main methods, ``quality-all.png`` all of them; ``retained-MODEL.png`` and
+    ``quality-tasks-MODEL.png`` are of each model.
+    """
     found = blocks(cells)
-    paths = [save_figure(retention_figure(found), folder / "quality.png")]
+    paths = [
+        save_figure(retention_figure(found, MAIN), folder / "quality.png"),
+        save_figure(retention_figure(found), folder / "quality-all.png"),
+    ]
     for model in dict.fromkeys(block.model for block in found):
         mine = [cell for cell in cells if cell.model == model]
         overview = overview_figure([block for block in found if block.model == model])
@@ -46,10 +55,15 @@ def draw(cells: Sequence[Cell], folder: Path) -> list[Path]:
     return paths
 
 
-def retention_figure(found: Sequence[Block]) -> Figure:
+def retention_figure(found: Sequence[Block], only: Sequence[str] = ()) -> Figure:
     """Accuracy and NLL against the setting, one row of axes a model.
 
     Bars are the 95 % intervals of the preset and of those that it is tested against.
+
+    Args:
+        found: the results.
+        only: methods that are drawn, each in a colour of its own if there are six at most; all if
+            empty.
     """
     from matplotlib.ticker import LogLocator
 
@@ -59,7 +73,8 @@ def retention_figure(found: Sequence[Block]) -> Figure:
     labels: dict[str, Any] = {}
     # A method has the same colour in all rows, and those compared with have one of their own.
     names = {row.method for block in found for row in block.rows}
-    order = list(dict.fromkeys([*RIVALS, *METHODS, *sorted(names)]))
+    names = {name for name in names if not only or name in only}
+    order = list(only or dict.fromkeys([*RIVALS, *METHODS, *sorted(names)]))
     for axes, model in zip(grid, models, strict=True):
         mine = [block for block in found if block.model == model and block.setting != "0"]
         (dense,) = [
@@ -67,6 +82,7 @@ def retention_figure(found: Sequence[Block]) -> Figure:
         ]
         settings = [block.setting for block in mine]
         methods = list(dict.fromkeys(row.method for block in mine for row in block.rows))
+        methods = [method for method in methods if method in order]
         for place, method in enumerate(methods):
             index = order.index(method)
             shift = DODGE * ((place + 0.5) / len(methods) - 0.5)

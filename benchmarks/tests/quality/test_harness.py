@@ -245,6 +245,7 @@ def test_packed_results_print_the_same_tables(
     ]
     assert {path.name for path in (tmp_path / "f").iterdir()} == {
         "quality.png",
+        "quality-all.png",
         "quality-tasks-box.png",
         "retained-box.png",
     }
