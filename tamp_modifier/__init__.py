@@ -1,13 +1,15 @@
 """TAMP pruning of multimodal LLMs, as a Modifier for llm-compressor.
 
 ``import tamp_modifier`` loads neither llm-compressor nor transformers nor vLLM and works where they
-are absent. ``from tamp_modifier import TAMPModifier`` imports llm-compressor and registers the
-modifier, which YAML recipes need. After ``register_with_transformers()`` transformers loads packed
+are absent. `prune` takes a model and data and returns the pruned model; it is what ``tamp prune``
+calls. ``from tamp_modifier import TAMPModifier`` imports llm-compressor and registers the modifier,
+which YAML recipes need. After ``register_with_transformers()`` transformers loads packed
 checkpoints too.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -17,27 +19,31 @@ from tamp_modifier.transformers_plugin import register_if_imported
 
 if TYPE_CHECKING:
     from tamp_modifier.modifier import TAMPModifier
+    from tamp_modifier.workflows.prune import prune
 
 __version__ = "0.2.0.dev0"
-__all__ = ["TAMPModifier", "__version__", "register_with_transformers"]
+__all__ = ["TAMPModifier", "__version__", "prune", "register_with_transformers"]
+
+_WITH_LLM_COMPRESSOR = {"TAMPModifier": "modifier", "prune": "workflows.prune"}
+"""Names that are imported when they are asked for, and their modules."""
 
 register_if_imported()
 moved.install(sys.modules[__name__])
 
 
 def __getattr__(name: str) -> Any:
-    if name == "TAMPModifier":
-        try:
-            from tamp_modifier.modifier import TAMPModifier
-        except (ImportError, AttributeError) as error:
-            missing = error.name if isinstance(error, ModuleNotFoundError) else None
-            if missing in ("llmcompressor", "compressed_tensors"):
-                raise ImportError(
-                    'TAMPModifier needs llm-compressor: pip install "tamp-modifier[compress]"'
-                ) from error
-            from tamp_modifier.upstream.names import require_llm_compressor
+    if name not in _WITH_LLM_COMPRESSOR:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        module = importlib.import_module(f"{__name__}.{_WITH_LLM_COMPRESSOR[name]}")
+    except (ImportError, AttributeError) as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing in ("llmcompressor", "compressed_tensors"):
+            raise ImportError(
+                f'{name} needs llm-compressor: pip install "tamp-modifier[compress]"'
+            ) from error
+        from tamp_modifier.upstream.names import require_llm_compressor
 
-            require_llm_compressor()  # tells all that is missing, with versions
-            raise
-        return TAMPModifier
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        require_llm_compressor()  # tells all that is missing, with versions
+        raise
+    return getattr(module, name)

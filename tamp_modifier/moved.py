@@ -30,7 +30,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "folders": ("files",),
     "frozen": ("zeros.freeze",),
     "guard": ("zeros.keep",),
-    "job": ("workflows.prune",),
+    "job": ("workflows.prune", "workflows.samples"),
     "layerwise": ("allocation.layerwise",),
     "measure": ("calibration.measurement",),
     "models": ("workflows.models",),

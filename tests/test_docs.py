@@ -39,7 +39,7 @@ def test_the_page_names_every_kind_of_file() -> None:
 def test_the_code_of_the_data_page_prunes(tmp_path: Path) -> None:
     from llmcompressor import oneshot
 
-    code, _ = re.findall(r"```python\n(.*?)```", DATA_PAGE.read_text(), re.S)
+    _, code, _ = re.findall(r"```python\n(.*?)```", DATA_PAGE.read_text(), re.S)
     picture(tmp_path / "a.png")
     path = tmp_path / "report.json"
     rows = [{"image": str(tmp_path / "a.png"), "question": "what ?", "answer": "cat"}] * 2

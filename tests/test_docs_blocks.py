@@ -69,6 +69,7 @@ def data(folder: Path) -> Names:
     model = load_demo_model()
     model.config.save_pretrained(folder)
     return {
+        "MODEL": MODEL_FOLDER,
         "rows": [row, row],
         "processor": load_processor(),
         "model": model,

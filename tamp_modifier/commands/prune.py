@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +32,9 @@ FIELDS = (
     "one_pass",
 )
 """Fields of TAMPModifier that have an option of the same name."""
+
+SAMPLING = ("samples", "seed", "batch_size", "max_length", "frames", "skip_bad")
+"""Options that say how samples are chosen and encoded."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -125,35 +127,36 @@ def run(args: argparse.Namespace) -> None:
     from tamp_modifier.files import check_output
     from tamp_modifier.quiet import library_silence
 
+    fields = _fields(args)
     if not args.dry_run:
         if args.output is None:
             raise ValueError("give --output OUT, the folder for the pruned model, or --dry-run")
         check_output(args.output)
+    sampling = {name: getattr(args, name) for name in SAMPLING} | {"answers": answering(args)}
     with phases() as step, library_silence() as warnings:
-        make_recipe = _recipe(args)
-        from tamp_modifier import progress
-        from tamp_modifier.workflows import prune as job
-        from tamp_modifier.workflows.plan import plan
-
-        sampling = job.Sampling(
-            args.data,
-            args.samples,
-            args.seed,
-            args.batch_size,
-            args.max_length,
-            args.frames,
-            args.skip_bad,
-            answering(args),
-        )
-        prepared = job.prepare(args.model, sampling, step, not args.dry_run, args.dtype)
         if args.dry_run:
-            summary = plan(prepared, make_recipe(None, None), args.dtype)
+            from tamp_modifier.workflows.plan import plan
+            from tamp_modifier.workflows.recipes import make_recipe
+            from tamp_modifier.workflows.samples import Sampling, prepare
+
+            recipe = make_recipe(args.recipe, fields)
+            prepared = prepare(args.model, Sampling(args.data, **sampling), step, answer=False)
+            summary = plan(prepared, recipe, args.dtype)
         else:
-            step("loading the model", 0, 0)
-            with progress.listening(step):
-                done = job.prune(
-                    prepared, make_recipe, args.output, args.dtype, args.restart, args.pipeline
-                )
+            from tamp_modifier import prune
+
+            done = prune(
+                args.model,
+                data=args.data,
+                recipe=args.recipe,
+                output=args.output,
+                dtype=args.dtype,
+                pipeline=args.pipeline,
+                restart=args.restart,
+                progress=step,
+                **sampling,
+                **fields,
+            )
             summary = _summary(args, done)
     summary["warnings"] = warnings
     if args.json:
@@ -164,84 +167,17 @@ def run(args: argparse.Namespace) -> None:
         _print_result(args, done, warnings)
 
 
-def _recipe(args: argparse.Namespace) -> Callable[[str | None, str | None], list[Any]]:
-    """Check the recipe, and return what makes it, given where report and finished layers go."""
-    from tamp_modifier import TAMPModifier
+def _fields(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of TAMPModifier that are given.
 
+    Raises:
+        ValueError: there is a recipe too.
+    """
     given = {name: getattr(args, name) for name in FIELDS if getattr(args, name) is not None}
-    if args.recipe is not None:
-        if given:
-            options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-            raise ValueError(f"--recipe has fields of its own, leave out {options}")
-        return _recipe_of_file(args.recipe)
-
-    def make(report_path: str | None, resume_path: str | None) -> list[Any]:
-        return [TAMPModifier(**given, report_path=report_path, resume_path=resume_path)]
-
-    make(None, None)
-    return make
-
-
-def _recipe_of_file(path: Path) -> Callable[[str | None, str | None], list[Any]]:
-    from llmcompressor.recipe import Recipe
-    from loguru import logger
-    from pydantic import ValidationError
-
-    from tamp_modifier import TAMPModifier
-    from tamp_modifier.messages import FieldError, refusals
-
-    _check_yaml(path)
-
-    def make(report_path: str | None, resume_path: str | None) -> list[Any]:
-        try:
-            modifiers = Recipe.create_instance(str(path)).modifiers
-        except (FieldError, ValidationError) as error:
-            what = refusals(error) if isinstance(error, ValidationError) else str(error)
-            raise ValueError(f"{path}: {what}") from None
-        except Exception as error:  # llm-compressor and YAML raise many kinds
-            what = " ".join(str(error).split()) or type(error).__name__
-            raise ValueError(f"{path} is not a recipe: {what}") from None
-        ours = [modifier for modifier in modifiers if isinstance(modifier, TAMPModifier)]
-        if len(ours) != 1:
-            raise ValueError(f"{path} must have one TAMPModifier, it has {len(ours)}")
-        # A recipe that was saved with a model says where its report went.
-        given = [name for name in ("report_path", "resume_path") if getattr(ours[0], name)]
-        if given and not told:
-            logger.warning(
-                f"{path}: {' and '.join(given)} is ignored, all goes where --output says"
-            )
-            told.append(True)
-        ours[0].report_path, ours[0].resume_path = report_path, resume_path
-        return modifiers
-
-    told: list[bool] = []
-    make(None, None)
-    return make
-
-
-def _check_yaml(path: Path) -> None:
-    """Refuses what YAML would read without a word: a key that is given twice hides the first."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-            twice = next((key for key in keys if keys.count(key) > 1), None)
-            if twice is not None:
-                line = node.start_mark.line + 1
-                raise ValueError(f"{path}: {twice} is given twice in the block at line {line}")
-            return super().construct_mapping(node, deep)
-
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder, not a recipe")
-    if not path.is_file():
-        raise FileNotFoundError(2, "no such recipe", str(path))
-    try:
-        document = yaml.load(path.read_text(encoding="utf-8"), Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(document, dict):
-        raise ValueError(f"{path} is not a recipe: expected stages of modifiers")
+    if given and args.recipe is not None:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ValueError(f"--recipe has fields of its own, leave out {options}")
+    return given
 
 
 def _summary(args: argparse.Namespace, done: Pruned) -> dict[str, Any]:

@@ -7,7 +7,7 @@ makes batches; ``answers`` has a model answer the questions. All of it works wit
 alone, without llm-compressor.
 """
 
-from tamp_modifier.data.answers import Answering, own_answers
+from tamp_modifier.data.answers import Answering, answer_all, own_answers, with_answer
 from tamp_modifier.data.base import BadRows, Conversation, DataError, Part, Turn
 from tamp_modifier.data.collate import Collator, make_loader
 from tamp_modifier.data.conversations import read_conversations
@@ -30,6 +30,7 @@ __all__ = [
     "Encoder",
     "Part",
     "Turn",
+    "answer_all",
     "choose",
     "cut_text",
     "encode_all",
@@ -37,4 +38,5 @@ __all__ = [
     "make_loader",
     "own_answers",
     "read_conversations",
+    "with_answer",
 ]

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from tamp_modifier.data.base import Conversation, DataError, Part, Turn
+from tamp_modifier.data.base import Conversation, Part, Turn
 from tamp_modifier.data.collate import Collator
 from tamp_modifier.data.encoding import Encoded, Encoder, unanswered
 from tamp_modifier.tokens import modality_token_ids
@@ -45,7 +45,6 @@ class Answering:
             raise ValueError(f"temperature must be between 0 and 10, got {self.temperature}")
 
 
-@torch.inference_mode()
 def own_answers(
     model: Any,
     processor: Any,
@@ -76,25 +75,52 @@ def own_answers(
         DataError: a plain text, which asks nothing, or a question that cannot be encoded.
         TypeError: the model cannot generate.
     """
-    if not callable(getattr(model, "generate", None)):
-        raise TypeError(f"{type(model).__name__} has no generate(), so it cannot answer")
-    plain = next((row for row in conversations if row.plain), None)
-    if plain is not None:
-        raise DataError(f"{plain.name}: a plain text asks nothing that a model could answer")
-    tokenizer = getattr(processor, "tokenizer", processor)
-    collator = Collator(processor, dtype=model.dtype)
+    _check_generates(model)
     if encoder is None:
         encoder = Encoder(processor, modality_token_ids(model.config))
+    questions = [encoder.question(conversation) for conversation in conversations]
+    answers = answer_all(lambda: model, processor, questions, answering, cache, step)
+    return [with_answer(row, answer) for row, answer in zip(conversations, answers, strict=True)]
+
+
+def answer_all(
+    load: Callable[[], Any],
+    processor: Any,
+    questions: Sequence[Encoded],
+    answering: Answering = Answering(),
+    cache: MutableMapping[str, str] | None = None,
+    step: Callable[[int, int], None] = lambda done, total: None,
+) -> list[str]:
+    """Return a model's answers to encoded questions.
+
+    Args:
+        load: returns the model; called with the first question that is not in the cache.
+        processor: its processor or tokenizer.
+        questions: from `Encoder.question`.
+        answering, cache, step: as of `own_answers`.
+
+    Raises:
+        TypeError: the model cannot generate.
+    """
     cache = {} if cache is None else cache
+    model = collator = None
     found = []
-    for number, conversation in enumerate(conversations, start=1):
-        question = encoder.question(conversation)
+    for number, question in enumerate(questions, start=1):
         key = question_key(question, answering)
         if key not in cache:
-            cache[key] = _answer(model, tokenizer, collator, question, answering, key)
-        found.append(_with_answer(conversation, cache[key]))
-        step(number, len(conversations))
+            if model is None:
+                model = load()
+                _check_generates(model)
+                collator = Collator(processor, dtype=model.dtype)
+            cache[key] = _answer(model, processor, collator, question, answering, key)
+        found.append(cache[key])
+        step(number, len(questions))
     return found
+
+
+def _check_generates(model: Any) -> None:
+    if not callable(getattr(model, "generate", None)):
+        raise TypeError(f"{type(model).__name__} has no generate(), so it cannot answer")
 
 
 def question_key(question: Encoded, answering: Answering) -> str:
@@ -106,14 +132,16 @@ def question_key(question: Encoded, answering: Answering) -> str:
     return digest.hexdigest()
 
 
+@torch.inference_mode()
 def _answer(
     model: Any,
-    tokenizer: Any,
-    collator: Collator,
+    processor: Any,
+    collator: Any,
     question: Encoded,
     answering: Answering,
     key: str,
 ) -> str:
+    tokenizer = getattr(processor, "tokenizer", processor)
     batch = {name: value.to(model.device) for name, value in collator([question]).items()}
     pad = getattr(tokenizer, "pad_token_id", None)
     arguments: dict[str, Any] = {} if pad is None else {"pad_token_id": pad}
@@ -139,6 +167,7 @@ def _random_stream(seed: int) -> Iterator[None]:
         yield
 
 
-def _with_answer(conversation: Conversation, answer: str) -> Conversation:
+def with_answer(conversation: Conversation, answer: str) -> Conversation:
+    """Return a conversation that ends with an answer, in place of what the assistant said last."""
     turns = unanswered(conversation).turns
     return replace(conversation, turns=(*turns, Turn("assistant", (Part("text", text=answer),))))

@@ -55,8 +55,8 @@ def read_conversations(
     """Read all conversations of a file or folder, or of rows in memory, in a fixed order.
 
     Args:
-        source: a file or folder of one of the formats in ``docs/data.md``, a list of rows, or a
-            dataset of Hugging Face.
+        source: a file or folder of one of the formats in ``docs/data.md``, a list of rows or of
+            conversations, or a dataset of Hugging Face.
         need_answer: whether a conversation must end with something that the assistant says.
         bad: takes note of rows that cannot be used, as many as it tolerates; none by default.
 
@@ -93,7 +93,8 @@ def read_conversations(
 def _conversation(row: RawRow, need_answer: bool) -> Conversation:
     if isinstance(row.value, DataError):
         raise row.value
-    conversation = to_conversation(row.value, row.place)
+    given = isinstance(row.value, Conversation)
+    conversation = row.value if given else to_conversation(row.value, row.place)
     if need_answer:
         _check_answer(conversation)
     return conversation

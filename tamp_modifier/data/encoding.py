@@ -90,6 +90,10 @@ class Encoder:
         Raises:
             DataError: it cannot be encoded, asks nothing, or is longer than the most tokens.
         """
+        if conversation.plain:
+            raise DataError(
+                f"{conversation.name}: a plain text asks nothing that a model could answer"
+            )
         conversation = unanswered(conversation)
         if not any(turn.role == "user" for turn in conversation.turns):
             raise DataError(f"{conversation.name}: the conversation has no question")

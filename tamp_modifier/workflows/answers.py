@@ -16,7 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tamp_modifier.data import Answering, BadRows, Conversation, DataError, Encoder, own_answers
+from tamp_modifier.data import (
+    Answering,
+    BadRows,
+    Conversation,
+    DataError,
+    Encoded,
+    Encoder,
+    answer_all,
+    with_answer,
+)
 from tamp_modifier.workflows.models import load_model
 
 
@@ -30,6 +39,7 @@ class Asked:
         processor: its processor or tokenizer.
         encoder: encodes the questions.
         dtype: type of the weights, "auto" for that of the file.
+        loaded: the model, where it is loaded already; its answers are not kept in a file.
     """
 
     model: str
@@ -37,6 +47,13 @@ class Asked:
     processor: Any
     encoder: Encoder
     dtype: str = "auto"
+    loaded: Any = None
+
+    def load(self) -> Any:
+        """Return the model, loaded now unless it is already."""
+        if self.loaded is not None:
+            return self.loaded
+        return load_model(self.model, self.config, self.dtype)
 
 
 def answered(
@@ -49,7 +66,7 @@ def answered(
     """Return the conversations with the model's own answers, new ones and those kept in the file.
 
     Args:
-        asked: the model; loaded for the time of the answers.
+        asked: the model; loaded for the time of the answers, unless all are in the file.
         rows: the questions.
         answering: how answers are generated.
         bad: takes note of questions that cannot be encoded, as many as it tolerates.
@@ -60,24 +77,36 @@ def answered(
         ValueError: the model cannot be loaded.
         OSError: the file of answers cannot be written.
     """
-    rows = _encodable(asked.encoder, rows, bad)
-    cache = AnswerFile(cache_folder() / f"{model_digest(asked.model, asked.config)}.jsonl")
-    model = load_model(asked.model, asked.config, asked.dtype)
-    return own_answers(model, asked.processor, rows, asked.encoder, answering, cache, step)
+    rows, questions = _encodable(asked.encoder, rows, bad)
+    cache: MutableMapping[str, str] = {}
+    if asked.loaded is None:  # which weights a loaded model has, nobody can tell
+        file = cache_folder() / f"{model_digest(asked.model, asked.config)}.jsonl"
+        cache = AnswerFile(file)
+    try:
+        answers = answer_all(asked.load, asked.processor, questions, answering, cache, step)
+    except KeyboardInterrupt:
+        if not cache or asked.loaded is not None:
+            raise
+        raise KeyboardInterrupt(
+            f"the answers so far are kept in {file}: the same command goes on from there"
+        ) from None
+    return [with_answer(row, answer) for row, answer in zip(rows, answers, strict=True)]
 
 
-def _encodable(encoder: Encoder, rows: Sequence[Conversation], bad: BadRows) -> list[Conversation]:
-    """Return the rows that can be asked, before the model is loaded."""
-    kept = []
+def _encodable(
+    encoder: Encoder, rows: Sequence[Conversation], bad: BadRows
+) -> tuple[list[Conversation], list[Encoded]]:
+    """Return the rows that can be asked, and what is asked, before the model is loaded."""
+    kept, questions = [], []
     for row in rows:
         try:
-            encoder.question(row)
+            questions.append(encoder.question(row))
             kept.append(row)
         except DataError as error:
             bad.add(error)
     if not kept:
         raise DataError(f"no question is left, all were skipped; the first: {bad.messages[0]}")
-    return kept
+    return kept, questions
 
 
 def cache_folder() -> Path:

@@ -12,7 +12,6 @@ import torch
 
 from tamp_modifier.calibration.targets import Target
 from tamp_modifier.messages import duration, size_text
-from tamp_modifier.modifier import TAMPModifier
 from tamp_modifier.pruning.decide import allocate_before
 from tamp_modifier.pruning.settings import Settings
 from tamp_modifier.report.model import linear_type
@@ -20,7 +19,8 @@ from tamp_modifier.tokens import MODALITY_NAMES, token_types
 from tamp_modifier.upstream.experts import make_linear
 from tamp_modifier.workflows.estimate import Machine, estimate
 from tamp_modifier.workflows.models import empty_model
-from tamp_modifier.workflows.prune import Prepared
+from tamp_modifier.workflows.recipes import ours
+from tamp_modifier.workflows.samples import Prepared
 from tamp_modifier.workflows.shapes import measure
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def plan(prepared: Prepared, recipe: list[Any], dtype: str = "auto") -> dict[str
     Raises:
         ValueError: fields that do not fit the model.
     """
-    modifier = next(m for m in recipe if isinstance(m, TAMPModifier))
+    modifier = ours(recipe)
     model = empty_model(prepared.config)
     make_linear(model)
     settings = Settings.resolve(modifier, model)

@@ -117,6 +117,10 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
+def refuse(*_: Any) -> None:
+    raise AssertionError("nothing may be done anew")
+
+
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bits(
     data: Path, pruned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -140,9 +144,6 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     killed("while saving")
     assert not out.exists() and (tmp_path / "out.tmp").exists()
     assert len(list(partial.glob("*.safetensors"))) == 6
-
-    def refuse(*_: Any) -> None:
-        raise AssertionError("a finished layer was pruned anew")
 
     monkeypatch.setattr("tamp_modifier.pruning.pruner.Pruner.prune", refuse)
     assert cli.main(arguments) == 0
@@ -267,7 +268,7 @@ def test_a_recipe_takes_the_place_of_the_options(
     saved = str(tmp_path / "out" / "recipe.yaml")
     assert cli.main(command(tmp_path / "again", plain, "--recipe", saved, model=model)) == 0
     told = " ".join(capsys.readouterr().out.split())
-    assert told.count("report_path is ignored, all goes where --output says") == 1
+    assert told.count("report_path is ignored, all goes to the output folder") == 1
     again = PruningReport.load(tmp_path / "again" / "tamp_report.json")
     assert again.linears == report.linears
 
@@ -330,6 +331,8 @@ def test_own_answers_replace_those_of_the_data(
     samples = json.loads((tmp_path / "b" / "tamp_samples.json").read_text())
     assert samples["answers"] == {"tokens": 4, "temperature": 0.0, "seed": 0}
     (file,) = (tmp_path / "cache" / "tamp-modifier" / "answers").iterdir()
+    monkeypatch.setattr("tamp_modifier.workflows.answers.load_model", refuse)
+    assert cli.main(command(tmp_path / "again", asked_only, *own)) == 0, "all answers are kept"
     assert json.loads(file.read_text())["answer"] == "7"
     assert cli.main(["prune", str(MODEL_FOLDER), "--data", str(asked_only), "--dry-run", *own]) == 0
     assert "no answer" in fails(capsys, *command(tmp_path / "c", asked_only))

@@ -9,7 +9,7 @@ import pytest
 from tamp_modifier import TAMPModifier
 from tamp_modifier.demo.evaluation import MODEL_FOLDER
 from tamp_modifier.workflows.plan import plan
-from tamp_modifier.workflows.prune import Prepared, Sampling, prepare
+from tamp_modifier.workflows.samples import Prepared, Sampling, prepare
 from tests.data.files import asked, jsonl, picture
 
 
