@@ -131,7 +131,8 @@ def _lock(file: Path, path: Path) -> int:
 def new_folder(out: Path, hint: str = "", temporary: Path | None = None) -> Iterator[Path]:
     """Give a folder beside `out` to write into, and renames it at the end.
 
-    After an error, an interrupt or SIGTERM nothing of it is left. While another process writes
+    Its files have the modes that the user's umask asks for. After an error, an interrupt or SIGTERM
+    nothing of it is left. While another process writes
     to the same `out`, it is refused.
 
     Args:
@@ -178,6 +179,7 @@ def _whole(out: Path, temporary: Path, hint: str) -> Iterator[None]:
             if file.is_file():
                 with open(file, "rb") as handle:
                     os.fsync(handle.fileno())
+                follow_umask(file)
         if out.exists():
             out.rmdir()
         temporary.rename(out)
@@ -224,7 +226,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
+        follow_umask(temporary)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -245,7 +247,12 @@ def write_json(path: str | os.PathLike[str], data: Any) -> Path:
     return Path(path)
 
 
-def _umask() -> int:
+def follow_umask(file: Path) -> None:
+    """Give a file the mode that the user's umask asks for; it stays executable.
+
+    safetensors makes files that nobody else may read, and copies have the mode of their source.
+    """
     mask = os.umask(0)
     os.umask(mask)
-    return mask
+    executable = file.stat().st_mode & 0o100
+    file.chmod((0o777 if executable else 0o666) & ~mask)

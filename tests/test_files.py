@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from tamp_modifier.files import (
     UNFINISHED,
@@ -110,3 +112,26 @@ def test_a_link_is_no_output(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("real")
     with pytest.raises(ValueError, match="link is a link; give the folder that it leads to"):
         check_output(tmp_path / "link")
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_files_have_the_modes_that_the_umask_asks_for(umask: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        with new_folder(tmp_path / "out") as folder:
+            save_file({"a": torch.ones(2)}, folder / "model.safetensors")  # for its owner alone
+            (folder / "deep").mkdir()
+            (folder / "deep" / "run.sh").write_text("")
+            (folder / "deep" / "run.sh").chmod(0o700)
+        write_json(tmp_path / "a.json", {})
+    finally:
+        os.umask(before)
+    found = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    plain, executable = 0o666 & ~umask, 0o777 & ~umask
+    assert found == {
+        "out": executable,
+        "deep": executable,
+        "run.sh": executable,
+        "model.safetensors": plain,
+        "a.json": plain,
+    }

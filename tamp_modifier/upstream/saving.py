@@ -1,4 +1,4 @@
-"""Completes the config.json of a pruned model that was saved.
+"""Completes the config.json of a pruned model that was saved, and sets the modes of its files.
 
 Three things are wrong with what llm-compressor writes:
 
@@ -29,7 +29,7 @@ from transformers import PreTrainedModel
 from tamp_modifier.checkpoint.completeness import require_complete
 from tamp_modifier.checkpoint.files import read_header
 from tamp_modifier.checkpoint.marker import CONFIG_KEY
-from tamp_modifier.files import whole_file
+from tamp_modifier.files import follow_umask, whole_file
 from tamp_modifier.upstream.experts import experts_as_read
 
 _DONE = "_tamp_completes"
@@ -49,6 +49,8 @@ def complete_when_saved(model: Any) -> None:
             result = save(save_directory, *args, **kwargs)
         if is_source_process():
             complete_config(Path(save_directory) / "config.json", saved)
+            for file in Path(save_directory).glob("*.safetensors"):
+                follow_umask(file)
             _check_saved(Path(save_directory), saved)
         return result
 
