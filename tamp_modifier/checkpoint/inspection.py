@@ -27,6 +27,7 @@ from tamp_modifier.checkpoint.served import (
 )
 from tamp_modifier.sparse.choice import DEFAULT_SIZES, Sizes
 from tamp_modifier.sparse.format import STORAGE_DTYPES, mask_shape, nonzero
+from tamp_modifier.sparse.machine import gpus, kernels
 
 HEADER_BYTES = 48
 GROUP_SIZES = (4, 8, 16, 32)
@@ -77,6 +78,8 @@ class CheckpointInfo:
         linears: all Linears, in the order of the files.
         other_bytes: size of all other tensors: embeddings, norms, convolutions.
         stored_bytes: size of all tensors as they are on disk.
+        kernels: which kernels this machine runs on its processor, and why; see `machine.kernels`.
+        gpus: the GPUs of this machine; see `machine.gpus`.
     """
 
     layout: str | None
@@ -84,6 +87,8 @@ class CheckpointInfo:
     linears: list[LinearInfo]
     other_bytes: int
     stored_bytes: int
+    kernels: dict[str, Any] = dataclasses.field(default_factory=kernels)
+    gpus: list[dict[str, Any]] = dataclasses.field(default_factory=gpus)
 
 
 def find_pattern(weight: Tensor) -> str:
@@ -115,14 +120,15 @@ def packed_size(shape: tuple[int, int], kept: int, itemsize: int) -> int:
 def inspect_checkpoint(
     folder: str | os.PathLike[str],
     progress: Progress | None = None,
-    sizes: Sizes = DEFAULT_SIZES,
+    sizes: Sizes | None = DEFAULT_SIZES,
 ) -> CheckpointInfo:
     """Read a checkpoint folder, dense, packed or legacy, one tensor in memory at a time.
 
     Args:
         folder: folder with config.json and safetensors files.
         progress: called with (tensor name, shard number from 0, number of shards).
-        sizes: numbers of rows that vLLM will multiply; as of its server unless told otherwise.
+        sizes: numbers of rows that vLLM will multiply, by default those of its server on a CPU;
+            None on a GPU.
 
     Raises:
         FileNotFoundError: the folder or one of its files is missing.
@@ -205,11 +211,11 @@ def _decide(
     info: CheckpointInfo,
     marker: Mapping[str, Any] | None,
     quantization: Mapping[str, Any],
-    sizes: Sizes,
+    sizes: Sizes | None,
 ) -> None:
     """Fill in what the plugin does with each Linear."""
     by_name = {linear.name: linear for linear in info.linears}
-    listed = (marker or {}).get("linears")
+    listed, configured = (marker or {}).get("linears"), (marker or {}).get("activations")
     for names in fused(list(by_name)):
         members = [by_name[name] for name in names]
         known = all(linear.zeros is not None for linear in members)
@@ -221,5 +227,7 @@ def _decide(
                     "no marker in config.json (--quantization tamp_sparse serves it packed)"
                 )
                 continue
-            choice = serve(linear.name, linear.dtype, share, listed, quantization, sizes)
+            choice = serve(
+                linear.name, linear.dtype, share, listed, quantization, sizes, configured
+            )
             linear.served, linear.why = "packed" if choice.sparse else "dense", choice.why

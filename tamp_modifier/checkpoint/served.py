@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from tamp_modifier.architectures import FUSED, NEVER_PACKED
-from tamp_modifier.sparse.choice import Choice, Sizes, choose
+from tamp_modifier.checkpoint.marker import ACTIVATIONS
+from tamp_modifier.sparse.choice import Choice, Sizes, choose, setting
 from tamp_modifier.sparse.format import COMPUTE_DTYPES, STORAGE_DTYPES, nonzero
 from tamp_modifier.sparse.serialization import storable
 
@@ -26,7 +27,7 @@ Below it the mask, 1 bit a weight, takes most of what the zeros save, and expand
 large batch sizes does not pay.
 """
 
-LEAST_OF = {"int4": 0.3}
+LEAST_OF = {"int4": 0.3, "int4-int8": 0.3}
 """The same by kind of weight where it is more: a mask is a quarter of a 4-bit weight."""
 
 STRATEGIES = {
@@ -40,6 +41,8 @@ GROUP_SIZES = (32, 64, 128)
 """Columns of a group of INT4 weights."""
 ACTIVATION_ORDERS = ("static", "weight")
 """Of GPTQ that leave every group its columns; "group" and "dynamic" vLLM itself refuses."""
+
+ACTIVATIONS_VARIABLE = "TAMP_INT4_ACTIVATIONS"
 
 OUTPUT_HEAD = "lm_head"
 EXPERTS = ".experts."
@@ -83,7 +86,7 @@ def kernel(kind: str, zeros: int, numel: int, sizes: Sizes | None) -> Choice:
     """Choose the kernel of a weight that may be served sparse.
 
     Args:
-        kind: its dtype, such as "bfloat16", or "int4".
+        kind: its dtype, such as "bfloat16", or one of `int4_kind`.
         zeros: of `numel` weights.
         numel: number of weights of what vLLM multiplies with.
         sizes: numbers of rows that it will be multiplied with; None on a GPU.
@@ -95,6 +98,23 @@ def kernel(kind: str, zeros: int, numel: int, sizes: Sizes | None) -> Choice:
     if not sparse_enough(zeros, numel, least):
         return Choice(False, f"under {least:.0%} zeros")
     return choose(kind, zeros / numel, sizes)
+
+
+def activations(configured: str | None) -> str:
+    """Return in what the inputs of INT4 Linears are multiplied, one of `ACTIVATIONS`.
+
+    Args:
+        configured: what config.json says, None if nothing; the environment goes before it.
+
+    Raises:
+        ValueError: the environment variable ``TAMP_INT4_ACTIVATIONS`` is wrong.
+    """
+    return setting(ACTIVATIONS_VARIABLE, ACTIVATIONS) or configured or ACTIVATIONS[0]
+
+
+def int4_kind(int8_activations: bool) -> str:
+    """Return the kind of INT4 weights, by what their inputs are multiplied in."""
+    return "int4-int8" if int8_activations else "int4"
 
 
 def stock_scheme(
@@ -127,7 +147,8 @@ def serve(
     share: tuple[int, int] | None,
     listed: Mapping[str, int] | None,
     quantization: Mapping[str, Any],
-    sizes: Sizes,
+    sizes: Sizes | None,
+    configured: str | None = None,
 ) -> Choice:
     """Return how vLLM with the plugin multiplies a Linear of a marked checkpoint on this machine.
 
@@ -138,7 +159,8 @@ def serve(
             the values are not plain numbers.
         listed: the Linears of the marker; None if it lists none.
         quantization: ``quantization_config`` beneath the packing; empty if there is none.
-        sizes: numbers of rows that the Linear will be multiplied with.
+        sizes: numbers of rows that the Linear will be multiplied with; None on a GPU.
+        configured: in what inputs of INT4 are multiplied according to config.json.
 
     Raises:
         ValueError: an environment variable that forces the choice is wrong.
@@ -162,7 +184,8 @@ def serve(
         stock = _stock_group(dtype, quantization)
     if stock or share is None:
         return Choice(False, stock)
-    return kernel(dtype, *share, sizes)
+    kind = int4_kind(activations(configured) == "int8") if dtype == "int4" else dtype
+    return kernel(kind, *share, sizes)
 
 
 def fused(names: Sequence[str]) -> list[list[str]]:

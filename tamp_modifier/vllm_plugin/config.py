@@ -24,11 +24,10 @@ from vllm.model_executor.models.utils import WeightsMapper
 
 from tamp_modifier.checkpoint.integrity import check_folder
 from tamp_modifier.checkpoint.marker import INNER_KEY, QUANT_METHOD, Marker, find_marker
-from tamp_modifier.checkpoint.served import COMPRESSED_TENSORS
+from tamp_modifier.checkpoint.served import COMPRESSED_TENSORS, activations
 from tamp_modifier.sparse.amx import request_amx
 from tamp_modifier.sparse.choice import mode
 from tamp_modifier.vllm_plugin.experts import experts_method
-from tamp_modifier.vllm_plugin.int4 import activations
 from tamp_modifier.vllm_plugin.linear import Summary
 from tamp_modifier.vllm_plugin.names import QUANTIZATION
 from tamp_modifier.vllm_plugin.schemes import sparse_method

@@ -18,27 +18,13 @@ from vllm.model_executor.layers.linear import (
 )
 
 from tamp_modifier.checkpoint.int4 import unpack_columns, unpack_rows
-from tamp_modifier.checkpoint.marker import ACTIVATIONS
-from tamp_modifier.checkpoint.served import kernel
-from tamp_modifier.sparse.choice import Choice, mode, setting
+from tamp_modifier.checkpoint.served import ACTIVATIONS_VARIABLE, activations, int4_kind, kernel
+from tamp_modifier.sparse.choice import Choice, mode
 from tamp_modifier.sparse.int4 import PackedInt4, pack_int4
 from tamp_modifier.vllm_plugin.linear import SparseLinearMethod, Summary, check_kept, logger
 from tamp_modifier.vllm_plugin.loading import DeferredWeight, release_memory
 
-ACTIVATIONS_VARIABLE = "TAMP_INT4_ACTIVATIONS"
 STOCK_OPERATOR = "cpu_gemm_wna16"
-
-
-def activations(configured: str | None) -> str:
-    """Return in what the inputs of INT4 Linears are multiplied, one of `ACTIVATIONS`.
-
-    Args:
-        configured: what config.json says, None if nothing; the environment goes before it.
-
-    Raises:
-        ValueError: the environment variable ``TAMP_INT4_ACTIVATIONS`` is wrong.
-    """
-    return setting(ACTIVATIONS_VARIABLE, ACTIVATIONS) or configured or ACTIVATIONS[0]
 
 
 def has_stock_kernel(scheme: Any) -> bool:
@@ -57,7 +43,7 @@ class SparseInt4LinearMethod(SparseLinearMethod):
         name: the layer's name, for messages.
         expected: non-zero codes of the Linear according to config.json, None if not listed.
         summary: what the Linear is added to.
-        configured: in what the inputs are multiplied according to config.json; see `activations`.
+        configured: in what the inputs are multiplied according to config.json.
 
     Raises:
         ValueError: an environment variable is wrong.
@@ -113,8 +99,7 @@ class SparseInt4LinearMethod(SparseLinearMethod):
 
     def _choose(self, scheme: Any, packed: PackedInt4) -> Choice:
         numel = packed.shape[0] * packed.shape[1]
-        kind = "int4-int8" if self.int8_activations else "int4"
-        choice = kernel(kind, numel - packed.kept, numel, self.sizes)
+        choice = kernel(int4_kind(self.int8_activations), numel - packed.kept, numel, self.sizes)
         if not choice.sparse and mode() != "dense" and not has_stock_kernel(scheme):
             return Choice(True, "vLLM has no W4A16 kernel for this processor")
         return choice

@@ -15,6 +15,7 @@ from tamp_modifier.checkpoint.inspection import find_pattern, inspect_checkpoint
 from tamp_modifier.checkpoint.marker import CONFIG_KEY, config_marker
 from tamp_modifier.checkpoint.pack import pack_checkpoint
 from tamp_modifier.checkpoint.served import MIN_SPARSITY
+from tamp_modifier.sparse import native
 from tests.sparse.test_serialization import legacy_24, legacy_bitmask, weight_24
 
 LAYER = "model.layers.0"
@@ -225,6 +226,54 @@ def test_inspect_prints_a_table(
     assert "dense, 1: under 20% zeros" in text
 
 
+def test_inspect_groups_linears_by_layers_and_kind_at_80_columns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], sparse_kernels: None
+) -> None:
+    tensors = {}
+    for layer in range(12):
+        prefix = f"model.language_model.layers.{layer}"
+        sparsity = 0.1 if layer == 5 else 0.4 + 0.01 * layer
+        tensors[f"{prefix}.self_attn.q_proj.weight"] = pruned((64, 64), sparsity)
+        for expert in range(2):
+            tensors[f"{prefix}.mlp.experts.{expert}.up_proj.weight"] = pruned((32, 64), 0.5)
+        tensors[f"{prefix}.mlp.down_proj.weight"] = pruned((64, 32), 0.5)
+        tensors[f"{prefix}.other.down_proj.weight"] = pruned((64, 32), 0.5)
+    tensors["model.multi_modal_projector.linear_1.weight"] = pruned((64, 32), 0.0)
+    folder = write(tmp_path / "model", tensors, **{CONFIG_KEY: config_marker("dense")})
+    assert run("inspect", folder) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= 80 for line in lines), lines
+    table = [line.split() for line in lines[: lines.index("")]]
+    # A layer that is served otherwise is a row of its own.
+    assert ["q_proj", "0-4,", "6-11", "64x64", "40-51%", "90.1", "kB", "55.2"] == next(
+        row for row in table if row[0] == "q_proj"
+    )[:8]
+    assert ["q_proj", "5", "64x64", "10.0%", "8.19", "kB", "dense"] in table
+    starts = [row[0] for row in table]
+    assert starts.index("model.language_model.layers") < starts.index("q_proj")
+    assert starts.index("others") > starts.index("experts.*.up_proj")
+    # One name at two places of a layer is told apart.
+    assert "mlp.down_proj" in starts and "other.down_proj" in starts
+
+    assert run("inspect", folder, "--all") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= 80 for line in lines), lines
+    assert {name.removesuffix(".weight") for name in tensors} <= {
+        line.split()[0] for line in lines if line
+    }
+
+
+def test_inspect_tells_which_kernels_this_machine_runs(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("inspect", model, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["kernels"]["path"] and told["kernels"]["why"] and told["gpus"] == []
+    monkeypatch.setenv("TAMP_SPARSE_PATH", "torch")
+    assert run("inspect", model) == 0
+    assert "CPU kernels: torch, TAMP_SPARSE_PATH=torch" in capsys.readouterr().out
+
+
 def _group(bits: int, kind: str, strategy: str, inputs: dict[str, Any] | None) -> dict[str, Any]:
     weights = {"num_bits": bits, "type": kind, "strategy": strategy}
     return {"group_0": {"weights": weights, "input_activations": inputs}}
@@ -331,6 +380,30 @@ def test_int4_linears(
     assert linear.shape == (rows, columns) and linear.dtype == "int4"
     assert linear.zeros == int((codes == per_column).sum())
     assert linear.packed_bytes < 0.8 * linear.dense_bytes
+
+
+@pytest.mark.parametrize("given", ["environment", "config.json"])
+def test_int4_with_int8_inputs_is_judged_by_its_own_measurements(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TAMP_SERVE", raising=False)
+    ratios = {("int4", 0.0): 2.0, ("int4-int8", 0.25): 0.5}  # fast, and far too slow
+    table = {(native.backend(), kind): {0.25: {1: r}} for (kind, _), r in ratios.items()}
+    monkeypatch.setattr("tamp_modifier.sparse.choice.table", lambda: table)
+    words = (0x88880000 + torch.zeros(64, 8, dtype=torch.int64)).int()  # half of the codes are 8
+    weights = {"weight_packed": words, "weight_shape": torch.tensor([64, 64])}
+    group = _group(4, "int", "channel", None)
+    folder = _quantized(tmp_path / "model", weights, group, True)
+    (linear,) = inspect_checkpoint(folder).linears
+    assert linear.served == "packed", linear.why
+    if given == "environment":
+        monkeypatch.setenv("TAMP_INT4_ACTIVATIONS", "int8")
+    else:
+        config = json.loads((folder / "config.json").read_text())
+        config[CONFIG_KEY]["activations"] = "int8"
+        (folder / "config.json").write_text(json.dumps(config))
+    (linear,) = inspect_checkpoint(folder).linears
+    assert linear.served == "dense" and "0.50x the speed of the dense kernel" in linear.why
 
 
 def test_inspect_tells_what_this_machine_serves(

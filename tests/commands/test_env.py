@@ -14,7 +14,7 @@ import torch
 
 from tamp_modifier import __version__, cli
 from tamp_modifier.commands import env
-from tamp_modifier.sparse import native
+from tamp_modifier.sparse import machine, native
 
 
 def printed(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
@@ -74,15 +74,15 @@ def test_the_best_path_runs_unless_the_variable_forces_another(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv(native.PATH_VARIABLE, raising=False)
-    found = env.kernels()
+    found = machine.kernels()
     assert found["path"] == native.paths()[0] and found["native"] == (len(native.paths()) > 1)
     assert {entry["kind"] for entry in found["measured"]} <= {"bfloat16", "int4", "int8"}
     monkeypatch.setenv(native.PATH_VARIABLE, "torch")
-    found = env.kernels()
+    found = machine.kernels()
     assert (found["path"], found["why"]) == ("torch", "TAMP_SPARSE_PATH=torch")
     assert found["measured"] == []
     monkeypatch.setenv(native.PATH_VARIABLE, "avx9")
-    found = env.kernels()
+    found = machine.kernels()
     assert found["path"] is None
     assert found["why"].startswith("TAMP_SPARSE_PATH=avx9, this machine supports ")
 
@@ -92,14 +92,14 @@ def test_a_library_that_was_not_built_or_is_of_another_version_is_told(
 ) -> None:
     monkeypatch.delenv(native.PATH_VARIABLE, raising=False)
     monkeypatch.setattr(native, "paths", lambda: (native.TORCH,))
-    found = env.kernels()
+    found = machine.kernels()
     assert found["path"] == "torch" and "was not built" in found["why"] and not found["native"]
 
     def old() -> tuple[str, ...]:
         raise ImportError("_native.so is of another version of tamp-modifier; build it again")
 
     monkeypatch.setattr(native, "paths", old)
-    found = env.kernels()
+    found = machine.kernels()
     assert found["path"] is None and "another version" in found["why"]
 
 
@@ -131,4 +131,4 @@ def test_what_is_missing_names_the_requirement_and_what_was_found(
 
 
 def test_gpus_are_those_that_torch_sees() -> None:
-    assert len(env.gpus()) == (torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    assert len(machine.gpus()) == (torch.cuda.device_count() if torch.cuda.is_available() else 0)

@@ -11,7 +11,7 @@ import pytest
 
 from tamp_modifier.checkpoint.marker import CONFIG_KEY
 from tamp_modifier.checkpoint.pack import pack_checkpoint
-from tamp_modifier.vllm_plugin.int4 import activations
+from tamp_modifier.checkpoint.served import activations
 from tests.serving import models
 from tests.serving.conftest import FORCED, TEXTS
 from tests.serving.harness import run_jobs
