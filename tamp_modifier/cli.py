@@ -47,7 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         args.run(args)
     except KeyboardInterrupt as interrupt:
-        print(f"tamp: interrupted{f'; {interrupt}' if interrupt.args else ''}", file=sys.stderr)
+        # Whoever keeps something says so; a command may say what it leaves.
+        left = str(interrupt) or getattr(args, "interrupted", "nothing was written")
+        print(f"tamp: interrupted; {left}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of our output (head, less) has gone; nothing is left to say to it.

@@ -27,7 +27,10 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--items", type=positive, default=50, help="questions per task (default: %(default)s)"
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(
+        run=run,
+        interrupted="what is finished stays in the output folder, the same command starts anew",
+    )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -55,11 +55,25 @@ def phases() -> Iterator[Callable[[str, int, int], None]]:
         redirect_stderr=False,
     ) as progress:
 
+        def end(done: bool) -> None:
+            """Stop the bar of the last phase: full where it is done, and where it was otherwise."""
+            for name, task in list(tasks.items())[-1:]:
+                found = progress.tasks[task]
+                total = found.total or found.completed or 1
+                progress.update(task, total=total, completed=total if done else found.completed)
+                progress.stop_task(task)
+                if not done:
+                    progress.update(task, description=f"{name}: stopped")
+
         def step(phase: str, done: int, total: int) -> None:
             if phase not in tasks:
-                for task in tasks.values():  # a phase begins when the one before it is over
-                    progress.update(task, total=progress.tasks[task].completed or 1)
+                end(True)  # a phase begins when the one before it is over
                 tasks[phase] = progress.add_task(phase, total=None)
             progress.update(tasks[phase], completed=done, total=total or None)
 
-        yield step
+        try:
+            yield step
+        except BaseException:
+            end(False)
+            raise
+        end(True)

@@ -46,7 +46,11 @@ def add_parser(subparsers: Any) -> None:
         help="train a few steps on the longest samples, tell memory and time; write nothing",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.set_defaults(run=run)
+    parser.set_defaults(
+        run=run,
+        interrupted="what was trained, if anything, is kept beside OUT: the same command goes on "
+        "from there",
+    )
 
 
 def _add_training(group: Any) -> None:

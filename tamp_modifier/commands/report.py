@@ -38,7 +38,10 @@ def add_parser(subparsers: Any) -> None:
         "--pictures", type=positive, default=12, help="samples shown (default: %(default)s)"
     )
     parser.add_argument("--figures", type=Path, metavar="DIR", help="draw figures into this folder")
-    parser.set_defaults(run=run)
+    parser.set_defaults(
+        run=run,
+        interrupted="figures that are drawn stay, the page was not written",
+    )
 
 
 def run(args: argparse.Namespace) -> None:

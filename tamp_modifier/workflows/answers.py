@@ -137,7 +137,9 @@ class AnswerFile(MutableMapping[str, str]):
         self.path = path
         self._found: dict[str, str] = {}
         stored = path.read_bytes() if path.is_file() else b""
-        self._cut = not stored.endswith(b"\n")  # a killed run may leave half a line
+        self._cut = bool(stored) and not stored.endswith(
+            b"\n"
+        )  # a killed run may leave half a line
         for line in stored.splitlines():
             try:
                 entry = json.loads(line)
