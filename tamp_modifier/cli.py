@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -43,7 +44,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and returns its exit status."""
-    args = build_parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    args = build_parser().parse_args(given)
+    args.command_line = shown_command(given)
     try:
         args.run(args)
     except KeyboardInterrupt as interrupt:
@@ -61,6 +64,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"tamp: error: {_one_line(error)}", file=sys.stderr)
         return 1
     return 0
+
+
+def shown_command(arguments: Sequence[str]) -> str:
+    """Return a command line that can be published: of files and folders the last part alone."""
+
+    def shown(part: str) -> str:
+        option, equals, value = part.partition("=") if part.startswith("--") else ("", "", part)
+        is_place = os.path.isabs(value) or (os.sep in value and os.path.exists(value))
+        return f"{option}{equals}{os.path.basename(value.rstrip(os.sep)) if is_place else value}"
+
+    return shlex.join(["tamp", *map(shown, arguments)])
 
 
 def _one_line(error: Exception) -> str:

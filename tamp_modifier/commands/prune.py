@@ -154,6 +154,7 @@ def run(args: argparse.Namespace) -> None:
                 pipeline=args.pipeline,
                 restart=args.restart,
                 progress=step,
+                command=args.command_line,
                 **sampling,
                 **fields,
             )

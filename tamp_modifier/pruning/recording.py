@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import date
 from importlib import metadata
 
 import torch
@@ -71,6 +72,7 @@ def build_report(
         token_types=[types[types >= 0].tolist() for batch in batches for types in batch.types],
         attention={x.layer: shares[x.layer] for x in linears.values() if x.layer in shares},
         warnings=list(warnings),
+        run={"date": date.today().isoformat()},
     )
 
 

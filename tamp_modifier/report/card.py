@@ -126,7 +126,7 @@ def _on_hub(name: str) -> bool:
     return _HUB_NAME.fullmatch(name) is not None and not Path(name).exists()
 
 
-def _shown(name: str) -> str:
+def shown_name(name: str) -> str:
     """Return a name on the hub, or the last part of a path."""
     return name if _on_hub(name) else Path(name).name or Path(name).resolve().name
 
@@ -139,12 +139,12 @@ def _code(text: str) -> str:
 def _title(origin: Origin) -> str:
     if origin.base is None:
         return "Pruned model"
-    name = re.sub(r"[^\w.-]", "-", _shown(origin.base).rpartition("/")[2])
+    name = re.sub(r"[^\w.-]", "-", shown_name(origin.base).rpartition("/")[2])
     return f"{name}, pruned"
 
 
 def _introduction(origin: Origin, report: PruningReport | None) -> str:
-    base = "A model" if origin.base is None else _code(_shown(origin.base))
+    base = "A model" if origin.base is None else _code(shown_name(origin.base))
     if report is None:
         return f"{base} with pruned weights; no report tells how it was pruned."
     text = f"{base} with {report.reached_sparsity:.1%} zeros in its {len(report.linears)} pruned "

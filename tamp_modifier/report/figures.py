@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,8 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 MODALITY_COLOURS = dict(zip(MODALITY_NAMES, COLOURS, strict=False))
 DPI = 150
+INK, DARK = "#e6e8ea", "#1e2125"
+"""Colours of text and ground on a dark page."""
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -137,84 +139,135 @@ def sparsity_figure(report: PruningReport) -> Figure:
     return figure
 
 
-def diversity_figure(report: PruningReport) -> Figure:
-    """DAS importance and its terms (1 - mean cosine) against depth, one line a Linear type."""
+def diversity_terms(report: PruningReport) -> list[str]:
+    """Return what `draw_diversity` can draw: "importance", then its terms, the pairs."""
     linears = report.linears.values()
-    pairs = list(dict.fromkeys(pair for linear in linears for pair in linear.similarities))
-    panels = ["importance", *pairs]
+    pairs = dict.fromkeys(pair for linear in linears for pair in linear.similarities)
+    return ["importance", *pairs]
+
+
+def draw_diversity(axes: Axes, report: PruningReport, term: str) -> None:
+    """DAS importance, or one of its terms (1 - mean cosine), by depth; one line a Linear type."""
+    layers = _layers(report)
+    for index, (kind, row) in enumerate(by_type_and_layer(report).items()):
+        points = [
+            (position, value)
+            for position, layer in enumerate(layers)
+            if (value := _mean_term(row.get(layer, []), term)) is not None
+        ]
+        axes.plot(
+            [x for x, _ in points],
+            [y for _, y in points],
+            label=kind,
+            color=COLOURS[index % len(COLOURS)],
+            marker=MARKERS[index % len(MARKERS)],
+            markersize=4,
+            linewidth=1.3,
+            linestyle="-" if index < len(COLOURS) else "--",
+        )
+    total = term == "importance"
+    title = "importance (sum of the terms)" if total else f"diversity {term} (1 - mean cosine)"
+    axes.set_title(title, fontsize=10)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    _depth_axis(axes, layers)
+
+
+def diversity_figure(report: PruningReport) -> Figure:
+    """All of `diversity_terms` in one figure."""
+    panels = diversity_terms(report)
     columns = min(len(panels), 2 if len(panels) <= 4 else 4)
     rows = math.ceil(len(panels) / columns)
     figure = new_figure(1.5 + 4.2 * columns, 0.6 + 3.0 * rows)
-    layers = _layers(report)
-    grid = by_type_and_layer(report)
-    axes: Axes | None = None
     for number, panel in enumerate(panels):
-        axes = figure.add_subplot(rows, columns, number + 1)
-        for index, (kind, row) in enumerate(grid.items()):
-            points = [
-                (position, value)
-                for position, layer in enumerate(layers)
-                if (value := _mean_term(row.get(layer, []), panel)) is not None
-            ]
-            axes.plot(
-                [x for x, _ in points],
-                [y for _, y in points],
-                label=kind,
-                color=COLOURS[index % len(COLOURS)],
-                marker=MARKERS[index % len(MARKERS)],
-                markersize=4,
-                linewidth=1.3,
-                linestyle="-" if index < len(COLOURS) else "--",
-            )
-        title = (
-            f"diversity {panel} (1 - mean cosine)" if number else "importance (sum of the terms)"
-        )
-        axes.set_title(title, fontsize=10)
-        axes.set_ylim(bottom=0)
-        axes.grid(alpha=0.3)
-        _depth_axis(axes, layers)
-    if axes is not None:
-        handles, labels = axes.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside right upper", frameon=False)
+        draw_diversity(figure.add_subplot(rows, columns, number + 1), report, panel)
+    handles, labels = figure.axes[-1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", frameon=False)
     return figure
+
+
+def draw_selected_number(axes: Axes, report: PruningReport) -> None:
+    """How many tokens were selected by depth and modality."""
+    layers = _layers(report)
+    counts = {layer: _picked(report, layer) for layer in layers}
+    bottom = [0.0] * len(layers)
+    for name in _present(report):
+        heights = [counts[layer].get(name, 0.0) for layer in layers]
+        colour = MODALITY_COLOURS[name]
+        axes.bar(range(len(layers)), heights, bottom=bottom, label=name, color=colour)
+        bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
+    axes.set_ylabel("tokens per sample and Linear")
+    axes.set_title("selected tokens, mean", fontsize=10)
+    axes.grid(alpha=0.3, axis="y")
+    axes.set_axisbelow(True)
+    _depth_axis(axes, layers)
+
+
+def draw_selected_share(axes: Axes, report: PruningReport) -> None:
+    """Share of each modality in the selected tokens by depth; dashed that in all tokens."""
+    layers = _layers(report)
+    counts = [_picked(report, layer) for layer in layers]
+    total = sum(report.tokens.values())
+    for index, name in enumerate(_present(report)):
+        sums = [sum(found.values()) for found in counts]
+        shares = [
+            found.get(name, 0.0) / number if number else math.nan
+            for found, number in zip(counts, sums, strict=True)
+        ]
+        colour = MODALITY_COLOURS[name]
+        axes.plot(shares, color=colour, marker=MARKERS[index], markersize=4)
+        axes.axhline(report.tokens[name] / total, color=colour, linestyle="--", linewidth=1)
+    axes.plot([], [], color="grey", marker="o", markersize=4, label="selected tokens")
+    axes.plot([], [], color="grey", linestyle="--", label="all tokens")
+    axes.set_ylim(0, 1)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    axes.set_title("share of each modality", fontsize=10)
+    axes.grid(alpha=0.3)
+    _depth_axis(axes, layers)
 
 
 def selection_figure(report: PruningReport) -> Figure:
     """How many tokens were selected by depth and modality, and the share of each modality."""
-    layers = _layers(report)
-    counts = {layer: _picked(report, layer) for layer in layers}
-    present = [name for name in MODALITY_NAMES if report.tokens.get(name)]
     figure = new_figure(11, 3.8)
     number, share = figure.subplots(1, 2)
-    bottom = [0.0] * len(layers)
-    for name in present:
-        heights = [counts[layer].get(name, 0.0) for layer in layers]
-        number.bar(
-            range(len(layers)), heights, bottom=bottom, label=name, color=MODALITY_COLOURS[name]
-        )
-        bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
-    number.set_ylabel("tokens per sample and Linear")
-    number.set_title("selected tokens, mean", fontsize=10)
-    total = sum(report.tokens.values())
-    for index, name in enumerate(present):
-        heights = [counts[layer].get(name, 0.0) for layer in layers]
-        shares = [h / b if b else math.nan for h, b in zip(heights, bottom, strict=True)]
-        colour = MODALITY_COLOURS[name]
-        share.plot(shares, color=colour, marker=MARKERS[index], markersize=4)
-        share.axhline(report.tokens[name] / total, color=colour, linestyle="--", linewidth=1)
-    share.plot([], [], color="grey", marker="o", markersize=4, label="selected tokens")
-    share.plot([], [], color="grey", linestyle="--", label="all tokens")
-    share.set_ylim(0, 1)
-    share.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
-    share.set_title("share of each modality", fontsize=10)
-    share.grid(alpha=0.3)
-    for axes in (number, share):
-        _depth_axis(axes, layers)
-    number.grid(alpha=0.3, axis="y")
-    number.set_axisbelow(True)
+    draw_selected_number(number, report)
+    draw_selected_share(share, report)
     handles = [*number.get_legend_handles_labels()[0], *share.get_legend_handles_labels()[0]]
     labels = [*number.get_legend_handles_labels()[1], *share.get_legend_handles_labels()[1]]
     figure.legend(handles, labels, loc="outside right upper", frameon=False)
+    return figure
+
+
+def panel_figure(draw: Callable[[Axes], None]) -> Figure:
+    """Return a figure of one panel, with its legend below."""
+    figure = new_figure(5.4, 3.8)
+    draw(figure.add_subplot())
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    return figure
+
+
+def for_dark_pages(figure: Figure) -> Figure:
+    """Turn a figure into one that is read on a dark page; its colours of data stay."""
+    from matplotlib.colors import to_hex
+    from matplotlib.text import Text
+
+    inside = {id(text) for axes in figure.axes for text in axes.texts}  # on a colour of data
+    for text in figure.findobj(Text):
+        if id(text) not in inside:
+            text.set_color(INK)
+    figure.patch.set_facecolor(DARK)
+    for axes in figure.axes:
+        axes.set_facecolor(DARK)
+        axes.tick_params(which="both", color=INK, labelcolor=INK)
+        for spine in axes.spines.values():
+            spine.set_edgecolor(INK)
+        for line in axes.lines:
+            if to_hex(line.get_color()) == "#000000":
+                line.set_color(INK)
+    for legend in figure.legends:
+        for line in legend.get_lines():
+            if to_hex(line.get_color()) == "#000000":
+                line.set_color(INK)
     return figure
 
 
@@ -224,10 +277,10 @@ def attention_figure(report: PruningReport) -> Figure:
     Dashed is the share of each modality in the tokens, which uniform attention would give.
     """
     layers = [layer for layer in _layers(report) if layer in report.attention]
-    figure = new_figure(7.5, 3.6)
+    figure = new_figure(6, 3.8)
     axes = figure.add_subplot()
     total = sum(report.tokens.values())
-    for index, name in enumerate(name for name in MODALITY_NAMES if report.tokens.get(name)):
+    for index, name in enumerate(_present(report)):
         colour = MODALITY_COLOURS[name]
         shares = [report.attention[layer].get(name, 0.0) for layer in layers]
         axes.plot(shares, color=colour, marker=MARKERS[index], markersize=4, label=name)
@@ -238,8 +291,13 @@ def attention_figure(report: PruningReport) -> Figure:
     axes.set_title("attention of the last token, by modality", fontsize=10)
     axes.grid(alpha=0.3)
     _depth_axis(axes, layers)
-    figure.legend(loc="outside right upper", frameon=False)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return figure
+
+
+def _present(report: PruningReport) -> list[str]:
+    """Return the modalities of the data."""
+    return [name for name in MODALITY_NAMES if report.tokens.get(name)]
 
 
 def _layers(report: PruningReport) -> list[str]:

@@ -114,6 +114,8 @@ class PruningReport:
             by decoder layer; empty where the selection looks at no attention.
         warnings: What the run warned of: weights that stay dense, experts without a token.
         recovery: The training that followed; ``None`` without one.
+        run: What was run, in words: ``date`` (year-month-day), and of ``tamp prune`` ``model``,
+            ``data`` and ``command``. Of places on a disk it names the last part alone.
     """
 
     requested_sparsity: float
@@ -130,6 +132,7 @@ class PruningReport:
     attention: dict[str, dict[str, float]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     recovery: Recovery | None = None
+    run: dict[str, str] = field(default_factory=dict)
 
     @property
     def is_mixed(self) -> bool:
@@ -297,7 +300,7 @@ def _check_keys(data: Mapping[str, Any], kind: type, place: str) -> None:
 
 def _report_from_dict(data: dict[str, Any]) -> PruningReport:
     data = {k: v for k, v in data.items() if k not in ("format", "format_version")}
-    data = {"warnings": [], "recovery": None} | data  # written since 0.2
+    data = {"warnings": [], "recovery": None, "run": {}} | data  # written since 0.2
     _check_keys(data, PruningReport, "the report")
     seed = _expect(data["seed"], (int, type(None)), "seed")
     return PruningReport(
@@ -320,6 +323,7 @@ def _report_from_dict(data: dict[str, Any]) -> PruningReport:
         ),
         warnings=[_text(line, "warnings") for line in _expect(data["warnings"], list, "warnings")],
         recovery=None if data["recovery"] is None else _recovery_from_dict(data["recovery"]),
+        run=_named(data["run"], _text, "run"),
     )
 
 

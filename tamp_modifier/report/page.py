@@ -10,7 +10,8 @@ import base64
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +19,13 @@ from typing import TYPE_CHECKING, Any
 from tamp_modifier.files import whole_file
 from tamp_modifier.report.figures import (
     attention_figure,
-    diversity_figure,
+    diversity_terms,
+    draw_diversity,
+    draw_selected_number,
+    draw_selected_share,
+    for_dark_pages,
+    panel_figure,
     recovery_figure,
-    selection_figure,
     sparsity_figure,
 )
 from tamp_modifier.report.model import PruningReport, weighted_sparsity
@@ -35,6 +40,12 @@ PICTURES = 12
 
 SIDE = 420
 """Longer side of a picture on the page, in pixels."""
+
+LEAST_SCALE, MOST_SCALE = 0.6, 1.2
+"""How small a figure gets on a narrow page, before it scrolls, and how large on a wide one."""
+
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+"""What a browser may load for the page: nothing from elsewhere, whatever a report holds."""
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1e21; --soft: #5b6169; --line: #dfe2e6; --page: #fff;
@@ -52,12 +63,16 @@ dl.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem,
 dl.tiles div { background: var(--card); border-radius: .5rem; padding: .8rem 1rem; }
 dl.tiles dt { font-size: .85rem; } dl.tiles dd { margin: 0; font-size: 1.35rem; font-weight: 600;
   font-variant-numeric: tabular-nums; }
-img.figure { width: 100%; height: auto; background: #fff; border-radius: .5rem; padding: .5rem; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(18rem, 1fr));
+.figure img { display: block; width: 100%; height: auto; border-radius: .5rem; }
+.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr));
+  gap: 1rem; }
+code { overflow-wrap: anywhere; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 18rem), 1fr));
   gap: 1.2rem; }
 figure { margin: 0; } figure svg { width: 100%; height: auto; border-radius: .4rem; display: block;}
 figcaption { font-size: .85rem; overflow-wrap: anywhere; padding-top: .3rem; }
-rect.token { fill: var(--mark); stroke: #fff; stroke-width: .6; }
+rect.token { fill: var(--mark); } path.edge { fill: none; stroke: #000; stroke-width: 2.4; }
+path.dash { stroke: #fff; stroke-width: 1.2; }
 .wide { overflow-x: auto; } summary { cursor: pointer; color: var(--soft); }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .28rem .8rem .28rem 0; border-bottom: 1px solid var(--line); text-align: right;
@@ -101,10 +116,11 @@ def page(
     media: Path | None = None,
 ) -> str:
     """Return the text of the page; see `write_page`."""
-    title = f"Pruned to {100 * report.reached_sparsity:.1f} %"
+    title = _title(report)
     parts = [
         f"<h1>{title}</h1>",
         f"<p>{_method(report)}</p>",
+        _facts(report),
         _tiles(report),
         _section(
             "Sparsity of each Linear",
@@ -119,7 +135,10 @@ def page(
                 "How much the outputs of a Linear differ from token to token: one minus their mean "
                 "cosine similarity, within a modality and between two. Linears with more of it "
                 "keep more weights.",
-                _image(diversity_figure(report), "diversity by depth"),
+                _panels(
+                    (partial(draw_diversity, report=report, term=term), f"{term} by depth")
+                    for term in diversity_terms(report)
+                ),
             )
         )
     if report.recovery is not None:
@@ -147,7 +166,12 @@ def page(
             _section(
                 "Selected tokens",
                 "Only these tokens decide which weights of a Linear go.",
-                _image(selection_figure(report), "selected tokens by depth and modality"),
+                _panels(
+                    (
+                        (partial(draw_selected_number, report=report), "selected tokens by depth"),
+                        (partial(draw_selected_share, report=report), "modalities by depth"),
+                    )
+                ),
             )
         )
     shown = [] if media is None else list(_pictures(report, samples, pictures, media))
@@ -169,9 +193,26 @@ def page(
     ]
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<style>{STYLE}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
     )
+
+
+def _title(report: PruningReport) -> str:
+    model = report.run.get("model")
+    sparsity = f"pruned to {100 * report.reached_sparsity:.1f} %"
+    return f"{escape(model)}, {sparsity}" if model else sparsity.capitalize()
+
+
+def _facts(report: PruningReport) -> str:
+    """Return model, data, date and command of the run, as far as the report tells."""
+    order = {name: report.run[name] for name in ("model", "data", "date") if name in report.run}
+    rows = [f"<tr><th>{name}</th><td>{escape(value)}</td></tr>" for name, value in order.items()]
+    command = report.run.get("command")
+    if command is not None:
+        rows.append(f"<tr><th>command</th><td><code>{escape(command)}</code></td></tr>")
+    return f'<table class="pairs">{"".join(rows)}</table>' if rows else ""
 
 
 def _method(report: PruningReport) -> str:
@@ -208,10 +249,28 @@ def _section(title: str, text: str, body: str) -> str:
 
 
 def _image(figure: Figure, label: str) -> str:
+    """One figure in two colourings; it scrolls where its text would become too small."""
+    light, dark = _svg(figure), _svg(for_dark_pages(figure))
+    width = 96 * figure.get_figwidth()
+    least, most = round(LEAST_SCALE * width), round(MOST_SCALE * width)
+    return (
+        '<div class="wide figure"><picture>'
+        f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">'
+        f'<img alt="{label}" style="min-width: {least}px; max-width: {most}px" src="{light}">'
+        "</picture></div>"
+    )
+
+
+def _svg(figure: Figure) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": "tamp-modifier"})
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img class="figure" alt="{label}" src="data:image/svg+xml;base64,{data}">'
+    return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _panels(panels: Iterable[tuple[Callable[[Any], None], str]]) -> str:
+    """Figures of one panel each, beside one another where there is room."""
+    images = "".join(_image(panel_figure(draw), label) for draw, label in panels)
+    return f'<div class="panels">{images}</div>'
 
 
 def _pictures(
@@ -270,12 +329,13 @@ def _figure(
 ) -> str:
     rows, columns = media["grid"]
     tall, wide = height / rows, width / columns
-    squares = []
+    squares, edges = [], []
     for token, count in sorted(counts.items()):
         cell = token - media["first"]
         if 0 <= cell < rows * columns:
             y, x = divmod(cell, columns)
             share = count / choices
+            edges.append(f"M{x * wide:.1f} {y * tall:.1f}h{wide:.1f}v{tall:.1f}h-{wide:.1f}z")
             squares.append(
                 f'<rect class="token" x="{x * wide:.1f}" y="{y * tall:.1f}" width="{wide:.1f}" '
                 f'height="{tall:.1f}" fill-opacity="{0.15 + 0.65 * share:.2f}">'
@@ -284,8 +344,20 @@ def _figure(
     return (
         f'<figure><svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(name)}">'
         f'<image width="{width}" height="{height}" href="data:image/jpeg;base64,{data}"/>'
-        f"{''.join(squares)}</svg><figcaption>{escape(name)}: {len(squares)} of "
-        f"{rows * columns} tokens</figcaption></figure>"
+        f"{''.join(squares)}{_edges(''.join(edges), min(wide, tall))}</svg>"
+        f"<figcaption>{escape(name)}: {len(squares)} of {rows * columns} tokens"
+        "</figcaption></figure>"
+    )
+
+
+def _edges(path: str, side: float) -> str:
+    """Outlines in black with white dashes, which no colour of a picture hides."""
+    dash = f"{side / 8:.1f}"
+    return (
+        f'<path class="edge" d="{path}"/><path class="edge dash" stroke-dasharray="{dash}" '
+        f'd="{path}"/>'
+        if path
+        else ""
     )
 
 

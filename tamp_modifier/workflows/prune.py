@@ -24,6 +24,7 @@ from tamp_modifier.workflows.recipes import make_recipe, ours
 from tamp_modifier.workflows.samples import (
     Prepared,
     Sampling,
+    describe_run,
     describe_samples,
     origin_of,
     prepare,
@@ -76,6 +77,7 @@ def prune(
     pipeline: str = "auto",
     restart: bool = False,
     progress: Step | None = None,
+    command: str | None = None,
     **fields: Any,
 ) -> Pruned:
     """Prune a multimodal LLM with TAMP. ``tamp prune`` makes this call and no other.
@@ -121,6 +123,7 @@ def prune(
             traced.
         restart: forget what a killed run has finished.
         progress: called with (phase, how much of it is done, of how much or 0 if unknown).
+        command: what the report says was run, such as the command line.
         **fields: further fields of TAMPModifier, such as ``mask_structure="2:4"`` or
             ``ignore=["re:.*down_proj"]``.
 
@@ -153,12 +156,12 @@ def prune(
     try:
         prepared = prepare(model, sampling, step, dtype=dtype, processor=processor)
         if out is None:
-            return _prune(prepared, modifiers, None, dtype, pipeline, step)
+            return _prune(prepared, modifiers, None, dtype, pipeline, step, command)
         with only_writer(out):
             if restart:
                 forget(_partial(out))
             _keep_in(_partial(out), ours(modifiers))
-            return _prune(prepared, modifiers, out, dtype, pipeline, step)
+            return _prune(prepared, modifiers, out, dtype, pipeline, step, command)
     except KeyboardInterrupt as interrupt:
         raise interrupt if interrupt.args else KeyboardInterrupt(_kept(out)) from None
 
@@ -198,6 +201,7 @@ def _prune(
     dtype: str,
     pipeline: str,
     step: Step,
+    command: str | None,
 ) -> Pruned:
     seconds: dict[str, float] = {}
     begin = time.perf_counter()
@@ -222,6 +226,7 @@ def _prune(
     lap("prune")
     report = modifier.report
     assert report is not None
+    report.run |= describe_run(prepared, command)
     if out is not None:
         modifier.report_path, modifier.keep_indices = REPORT_FILE, given  # what the recipe says
         with new_folder(out, f"; the pruned layers are kept in {_partial(out)}") as folder:

@@ -24,7 +24,7 @@ from tamp_modifier.data import (
     make_loader,
     read_conversations,
 )
-from tamp_modifier.report.card import Origin
+from tamp_modifier.report.card import Origin, shown_name
 from tamp_modifier.report.samples import shown_path
 from tamp_modifier.tokens import modality_token_ids
 from tamp_modifier.workflows.answers import Asked, answered
@@ -172,6 +172,15 @@ def origin_of(base: str | None, prepared: Prepared) -> Origin:
     sampling = prepared.sampling
     own = sampling.answers is not None
     return Origin(base or None, sampling.path, len(prepared.encoded), own)
+
+
+def describe_run(prepared: Prepared, command: str | None) -> dict[str, str]:
+    """Return model, data and command of a run in words, for its report."""
+    path = prepared.sampling.path
+    found = {"data": "rows in memory" if path is None else path.name}
+    if prepared.model:
+        found = {"model": shown_name(prepared.model), **found}
+    return found if command is None else {**found, "command": command}
 
 
 def describe_samples(prepared: Prepared) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -19,7 +20,7 @@ from tamp_modifier.report.samples import read_samples
 from tests.data.files import picture
 from tests.report.test_report import make_report
 
-VOID = {"meta", "img"}
+VOID = {"meta", "img", "source"}
 
 
 class Checker(HTMLParser):
@@ -44,6 +45,64 @@ class Checker(HTMLParser):
         assert self.open.pop() == tag
 
 
+LOADING = ("src", "href", "srcset", "data", "action", "poster", "background", "ping", "cite")
+
+
+def outside(text: str) -> list[str]:
+    """What a page would load from elsewhere or run: needs no browser."""
+    found = []
+    for tag, attrs in Checker(text).tags:
+        if tag in ("script", "link", "iframe", "object", "embed", "base", "form"):
+            found.append(f"<{tag}>")
+        for name, value in attrs.items():
+            value = value or ""
+            if name in LOADING and not re.fullmatch(r"data:image/[\w+]+;base64,[\w+/=]+", value):
+                found.append(f"{name}={value[:60]}")
+            if name.startswith("on") or (tag == "meta" and value.lower() == "refresh"):
+                found.append(f"{name}={value[:60]}")
+            found += re.findall(r"url\([^)]*\)|@import[^;]*", value if name == "style" else "")
+    for style in re.findall(r"<style>(.*?)</style>", text, re.S):
+        found += re.findall(r"url\([^)]*\)|@import[^;]*", style)
+    for data in re.findall(r"data:image/svg\+xml;base64,([\w+/=]+)", text):
+        figure = base64.b64decode(data).decode()
+        links = re.findall(r'href="([^"]+)"', figure)
+        found += [link for link in links if not link.startswith(("#", "data:image/png;"))]
+        found += [link for link in re.findall(r"url\(([^)]+)\)", figure) if link[0] != "#"]
+        found += re.findall(r"<script|@import", figure)
+    return found
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        '<img src="http://a.b/c.png">',
+        '<source srcset="https://a.b/c.png">',
+        "<script>1</script>",
+        '<p onclick="1">a</p>',
+        "<style>p { background: url(http://a.b) }</style>",
+        '<meta http-equiv="refresh" content="0">',
+        "<p style=\"background: url('//a.b')\">a</p>",
+    ],
+)
+def test_what_counts_as_something_from_elsewhere(code: str) -> None:
+    assert len(outside(code)) == 1
+
+
+def test_the_page_names_model_data_date_and_command() -> None:
+    report = make_report()
+    assert "<h1>Pruned to 45" in page(report) and "command" not in page(report)
+    report.run = {
+        "model": "llava-7b",
+        "data": "chats <1>.jsonl",
+        "date": "2026-11-28",
+        "command": "tamp prune llava-7b --data chats.jsonl",
+    }
+    text = page(report)
+    assert "<h1>llava-7b, pruned to 45" in text and "<title>llava-7b, pruned to" in text
+    for value in ("chats &lt;1&gt;.jsonl", "2026-11-28", "tamp prune llava-7b --data chats.jsonl"):
+        assert value in text
+
+
 def report_with_attention() -> PruningReport:
     report = make_report()
     layers = dict.fromkeys(linear.layer for linear in report.linears.values())
@@ -64,10 +123,12 @@ def test_the_page_is_whole_and_needs_nothing_from_elsewhere(tmp_path: Path) -> N
     text = page(report, samples_of(picture(tmp_path / "a.png")), media=tmp_path)
     tags = Checker(text).tags
     assert "script" not in {tag for tag, _ in tags}
+    assert outside(text) == []
     sources = [v for _, attrs in tags for k, v in attrs.items() if k in ("src", "href")]
-    assert sources and all(source and source.startswith("data:image/") for source in sources)
-    # Sparsity, diversity, attention, selected tokens.
-    assert sum(source.startswith("data:image/svg") for source in sources if source) == 4
+    # Sparsity, importance and its three terms, attention, selected tokens twice; each also dark.
+    assert sum(source.startswith("data:image/svg") for source in sources if source) == 8
+    dark = [attrs for tag, attrs in tags if tag == "source"]
+    assert len(dark) == 8 and all(attrs["media"] for attrs in dark)
     assert all(attrs.get("alt") for tag, attrs in tags if tag == "img")
     for name in report.linears:
         assert f"<td>{name}</td>" in text
