@@ -13,7 +13,7 @@ from torch import Tensor
 from tamp_modifier.checkpoint.completeness import require_complete_folder
 from tamp_modifier.checkpoint.files import looking, read_config, shards
 from tamp_modifier.checkpoint.int4 import WEIGHT as INT4_WEIGHT
-from tamp_modifier.checkpoint.int4 import Codes, read_codes
+from tamp_modifier.checkpoint.int4 import Codes, group_sizes, read_codes
 from tamp_modifier.checkpoint.integrity import integrity_of
 from tamp_modifier.checkpoint.marker import INNER_KEY, QUANT_METHOD, Marker, read_marker
 from tamp_modifier.checkpoint.pack import Progress, iter_stored
@@ -150,7 +150,7 @@ def inspect_checkpoint(
     )
     files = shards(folder)
     check = integrity_of(folder, files, Marker.of(marker))
-    look = looking(files)
+    look, named = looking(files), group_sizes(quantization)
     header: dict[str, Any] = {}
     for number, file in enumerate(files):
         for name, kind, dense, stored in iter_stored(file):
@@ -161,7 +161,9 @@ def inspect_checkpoint(
             info.stored_bytes += sum(tensor.nbytes for tensor in stored.values())
             if is_linear(name, dense):
                 info.linears.append(_describe(name, kind, dense))
-                codes = read_codes(name, dense, look) if name.endswith(INT4_WEIGHT) else None
+                codes = None
+                if name.endswith(INT4_WEIGHT):
+                    codes = read_codes(name, dense, look, named)
                 if codes is not None:
                     _describe_int4(info.linears[-1], codes)
             else:
@@ -196,8 +198,8 @@ def _describe(name: str, kind: str, weight: Tensor) -> LinearInfo:
 
 
 def _describe_int4(linear: LinearInfo, codes: Codes) -> None:
-    numel, kept = codes.codes.numel(), codes.kept()
-    linear.shape = (codes.codes.shape[0], codes.codes.shape[1])
+    numel, kept = math.prod(codes.shape), codes.kept()
+    linear.shape = codes.shape
     linear.dtype, linear.zeros = "int4", numel - kept
     linear.sparsity = linear.zeros / numel if numel else None
     # Without scales and zero points, which stay as they are.

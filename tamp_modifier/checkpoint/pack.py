@@ -30,7 +30,7 @@ from tamp_modifier.checkpoint.files import (
     shards,
 )
 from tamp_modifier.checkpoint.int4 import WEIGHT as INT4_WEIGHT
-from tamp_modifier.checkpoint.int4 import pack_words, unpack_words
+from tamp_modifier.checkpoint.int4 import group_sizes, pack_words, unpack_words
 from tamp_modifier.checkpoint.integrity import integrity_of, linear_name, stored_checksum
 from tamp_modifier.checkpoint.legacy import read_24_bitmask, read_bitmask
 from tamp_modifier.checkpoint.marker import Marker, mark_dense, mark_packed, read_marker
@@ -150,11 +150,16 @@ def iter_dense(files: Iterable[str | os.PathLike[str]]) -> Iterator[tuple[str, T
 
 
 def _pack_int4(
-    name: str, words: Tensor, look: Look, min_sparsity: float, stats: PackStats
+    name: str,
+    words: Tensor,
+    look: Look,
+    named: Collection[int],
+    min_sparsity: float,
+    stats: PackStats,
 ) -> dict[str, Tensor]:
     """Return what is stored of 4-bit codes: packed ones where they have zeros enough."""
     linear = name.removesuffix(INT4_WEIGHT)
-    packed = None if OUTPUT_HEAD in linear.split(".") else pack_words(name, words, look)
+    packed = None if OUTPUT_HEAD in linear.split(".") else pack_words(name, words, look, named)
     if packed is None or packed.sparsity < min_sparsity:
         return {name: words}
     stored = to_tensors_int4(packed, name)
@@ -268,6 +273,8 @@ def pack_checkpoint(
     if not (0 < min_sparsity <= 1) or math.isnan(min_sparsity):
         raise ValueError(f"min_sparsity must be in (0, 1], got {min_sparsity}")
     unknown: set[str] = set()
+    shards(source)  # whether the folder and its files are there comes first
+    named = group_sizes(read_config(source).get("quantization_config") or {})
 
     def check_stored(stored: Collection[str]) -> None:
         if any(name.endswith(PACKED_SUFFIXES) for name in stored):
@@ -275,7 +282,7 @@ def pack_checkpoint(
 
     def convert(name: str, dense: Tensor, look: Look, stats: PackStats) -> dict[str, Tensor]:
         if name.endswith(INT4_WEIGHT):
-            return _pack_int4(name, dense, look, min_sparsity, stats)
+            return _pack_int4(name, dense, look, named, min_sparsity, stats)
         if dense.dim() == 2 and name.endswith(".weight") and dense.dtype not in STORAGE_DTYPES:
             unknown.add(str(dense.dtype).removeprefix("torch."))
         if not packs(name, dense, min_sparsity):

@@ -22,6 +22,7 @@ from tamp_modifier.sparse.int4_format import (
 )
 from tamp_modifier.sparse.int4_packing import (
     col_slice_int4,
+    join_rows_int4,
     pack_int4,
     row_slice_int4,
     torch_codes,
@@ -32,6 +33,7 @@ __all__ = [
     "PackedInt4",
     "col_slice_int4",
     "dequantize_int4",
+    "join_rows_int4",
     "linear_int4",
     "pack_int4",
     "row_slice_int4",

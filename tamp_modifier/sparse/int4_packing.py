@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -238,6 +239,37 @@ def row_slice_int4(packed: PackedInt4, start: int, stop: int) -> PackedInt4:
         scale=packed.scale[first:last].contiguous(),
         zeros=None if packed.zeros is None else packed.zeros[first:last].contiguous(),
         shape=(stop - start, packed.shape[1]),
+    )
+
+
+def join_rows_int4(parts: Sequence[PackedInt4]) -> PackedInt4:
+    """Return the weight whose rows are those of several, one below the other.
+
+    Args:
+        parts: one or more of equal columns, groups and dtypes; all but the last of whole blocks.
+
+    Raises:
+        ValueError: they do not fit each other.
+    """
+    first = parts[0]
+    for part in parts:
+        same = part.shape[1] == first.shape[1] and part.group_size == first.group_size
+        whole = part is parts[-1] or part.shape[0] % BLOCK_ROWS == 0
+        if not same or not whole or (part.zeros is None) != (first.zeros is None):
+            raise ValueError(f"rows of {part.shape} cannot be put below those of {first.shape}")
+    counts = [part.offsets[1:] - part.offsets[:-1] for part in parts]
+    ends = torch.cat([first.offsets[:1], torch.cat(counts).cumsum(0)])
+    values = [part.values[:-PADDING_BYTES] for part in parts]
+    padding = first.values.new_zeros(PADDING_BYTES)
+    zeros = [part.zeros for part in parts if part.zeros is not None]
+    return dataclasses.replace(
+        first,
+        mask=torch.cat([part.mask for part in parts]),
+        values=torch.cat([*values, padding]),
+        offsets=ends,
+        scale=torch.cat([part.scale for part in parts]),
+        zeros=torch.cat(zeros) if zeros else None,
+        shape=(sum(part.shape[0] for part in parts), first.shape[1]),
     )
 
 

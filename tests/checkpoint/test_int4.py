@@ -13,8 +13,16 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tamp_modifier.checkpoint.int4 import pack_columns, pack_words, unpack_columns, unpack_words
+from tamp_modifier.checkpoint.int4 import (
+    group_sizes,
+    pack_columns,
+    pack_words,
+    read_codes,
+    unpack_columns,
+    unpack_words,
+)
 from tamp_modifier.checkpoint.pack import pack_checkpoint, unpack_checkpoint
+from tamp_modifier.sparse.int4 import validate_int4
 from tamp_modifier.sparse.int4_serialization import from_tensors_int4, to_tensors_int4
 from tamp_modifier.sparse.serialization import numbers_checksum, packed_checksum
 
@@ -47,6 +55,50 @@ def linear(
 def packed_of(tensors: dict[str, Tensor]) -> Any:
     named = {f"{LINEAR}.{name}": tensor for name, tensor in tensors.items()}
     return pack_words(WORDS, named[WORDS], named.get)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("rows", [8, 20, 24])
+def test_rows_are_packed_in_chunks_to_the_same_bytes(
+    rows: int, symmetric: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = linear(rows, 96, 32, symmetric, 0.5)
+    whole = to_tensors_int4(packed_of(tensors), WORDS)
+    monkeypatch.setattr("tamp_modifier.checkpoint.int4.CHUNK_BYTES", 1)  # 8 rows at a time
+    packed = packed_of(tensors)
+    validate_int4(packed)
+    for name, tensor in to_tensors_int4(packed, WORDS).items():
+        assert torch.equal(tensor, whole[name]), name
+    assert torch.equal(unpack_words(packed), tensors["weight_packed"])
+
+
+@pytest.mark.parametrize(
+    ("named", "size"), [((), 96), ({128}, 128), ({96}, 96), ({64}, 96), ({96, 128}, 96)]
+)
+def test_the_size_of_groups_is_that_of_the_config(named: set[int], size: int) -> None:
+    """160 columns in two groups: the number alone does not tell their size."""
+    tensors = linear(8, 160, 128, False, 0.5)
+    found = {f"{LINEAR}.{name}": tensor for name, tensor in tensors.items()}
+    codes = read_codes(WORDS, found[WORDS], found.get, named)
+    assert codes is not None and codes.group_size == size
+    packed = pack_words(WORDS, found[WORDS], found.get, named)
+    assert packed is not None and packed.group_size == size and packed.kept == codes.kept()
+    header = to_tensors_int4(packed, WORDS)[f"{WORDS}.tamp_header"]
+    assert int(header[4]) == size, "the file says it"
+    assert torch.equal(unpack_words(packed), tensors["weight_packed"])
+
+
+def test_group_sizes_are_read_from_the_config() -> None:
+    def group(bits: int, strategy: str, size: int | None) -> dict[str, Any]:
+        return {"weights": {"num_bits": bits, "strategy": strategy, "group_size": size}}
+
+    config = {
+        "a": group(4, "group", 128),
+        "b": group(4, "channel", None),
+        "c": group(8, "group", 32),
+    }
+    assert group_sizes({"config_groups": config}) == {128, -1}
+    assert group_sizes({}) == set()
 
 
 @given(
