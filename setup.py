@@ -1,12 +1,20 @@
 """Adds the native kernels and the page of a package index; all else stands in pyproject.toml."""
 
 import re
+import sys
 from glob import glob
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
 
 FOLDER = "tamp_modifier/sparse/csrc"
+NO_KERNELS = """
+WARNING: the native kernels of tamp-modifier were not built; is there a C compiler?
+WARNING: Everything works without them, but sparse models are served slower than dense ones.
+WARNING: `tamp env` says which kernels run. Install a compiler, then tamp-modifier again.
+"""
 
 
 def index_page(readme: str) -> str:
@@ -23,17 +31,42 @@ def index_page(readme: str) -> str:
     return re.sub(r"\[([^]]+)\]\((?!https://)([^)]+)\)", plain, pictures.sub("", readme))
 
 
+class Library(build_ext):
+    """Builds a library that ctypes loads: its name has no Python version, and it may be missing."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """Return the path of the library."""
+        return f"{Path(*fullname.split('.'))}.so"
+
+    def build_extension(self, ext: Extension) -> None:
+        """Compile and link it; what fails is told, and the build goes on without (`optional`)."""
+        try:
+            super().build_extension(ext)
+        except Exception:
+            print(NO_KERNELS, file=sys.stderr)  # pip shows it with -v
+            raise
+
+
+class Wheel(bdist_wheel):
+    """A wheel for every Python, since the library knows nothing of it."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """Return Python, ABI and platform."""
+        return "py3", "none", super().get_tag()[2]
+
+
 if __name__ == "__main__":
     setup(
         long_description=index_page(Path("README.md").read_text(encoding="utf-8")),
         long_description_content_type="text/markdown",
+        cmdclass={"build_ext": Library, "bdist_wheel": Wheel},
         ext_modules=[
             Extension(
-                "tamp_modifier.sparse._native",  # a plain C library, loaded with ctypes
+                "tamp_modifier.sparse._native",
                 sorted(glob(f"{FOLDER}/*.c")),
                 depends=sorted(glob(f"{FOLDER}/*.h")),
                 extra_compile_args=["-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra"],
-                optional=True,  # without a compiler the package works through torch
+                optional=True,
             )
         ],
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -113,24 +114,39 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     root = Path(__file__).parent.parent
     folder = tmp_path_factory.mktemp("build")
     left_out = shutil.ignore_patterns(
-        ".git", ".venv*", "output", "runs", "build", "*.egg-info", "*.so", ".*_cache", ".hypothesis"
+        ".git", ".venv*", "output", "runs", "build", "dist", "*.egg-info", "*.so", ".*_cache", ".hypothesis"
     )
     shutil.copytree(root, folder / "tree", ignore=left_out)
-    sdist = backend(folder / "tree", "build_sdist", folder)
+    sdist, _ = backend(folder / "tree", "build_sdist", folder)
+    wheel, _ = backend(unpack(sdist, folder / "unpacked"), "build_wheel", folder)
+    return sdist, wheel
+
+
+def unpack(sdist: Path, folder: Path) -> Path:
+    """The tree inside an sdist."""
     with tarfile.open(sdist) as archive:
-        archive.extractall(folder / "unpacked", filter="data")
-    (unpacked,) = (folder / "unpacked").iterdir()
-    return sdist, backend(unpacked, "build_wheel", folder)
+        archive.extractall(folder, filter="data")
+    (unpacked,) = folder.iterdir()
+    return unpacked
 
 
-def backend(tree: Path, hook: str, output: Path) -> Path:
-    """Calls the build backend as pip does, with the setuptools of this environment."""
+def backend(tree: Path, hook: str, output: Path, **environment: str) -> tuple[Path, str]:
+    """Calls the build backend as pip does, with the setuptools of this environment.
+
+    Returns:
+        What was built, and what was said on standard error.
+    """
     code = f"from setuptools import build_meta; print(build_meta.{hook}({str(output)!r}))"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tree, capture_output=True, text=True, timeout=600
+        [sys.executable, "-c", code],
+        cwd=tree,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
-    return output / done.stdout.split()[-1]
+    return output / done.stdout.split()[-1], done.stderr
 
 
 @pytest.mark.slow
@@ -141,20 +157,53 @@ def test_the_wheel_holds_the_package_and_nothing_else(built: tuple[Path, Path]) 
     root = Path(__file__).parent.parent
     modules = {path.relative_to(root).as_posix() for path in (root / "tamp_modifier").rglob("*.py")}
     tables = {f"tamp_modifier/sparse/{name}.json" for name in ("choice", "gpu_table")}
-    needed = modules | tables
+    needed = modules | tables | {"tamp_modifier/sparse/_native.so"}
     assert needed <= set(names), sorted(needed - set(names))
     allowed = re.compile(
-        r"tamp_modifier/([a-z_]+/)*([a-z0-9_]+\.py|py\.typed|[a-z0-9_]+\.[ch]|_native[\w.-]*\.so)"
+        r"tamp_modifier/([a-z_]+/)*([a-z0-9_]+\.py|py\.typed)"
+        r"|tamp_modifier/sparse/_native\.so"
         r"|tamp_modifier/demo/model/[\w.-]+"
         r"|tamp_modifier/sparse/(choice|gpu_table)\.json"
         rf"|tamp_modifier-{re.escape(__version__)}\.dist-info/.+"
     )
     assert [name for name in names if not allowed.fullmatch(name)] == []
     assert "tamp = tamp_modifier.cli:main" in entry_points(wheel)
+    assert wheel.name.startswith(f"tamp_modifier-{__version__}-py3-none-")
 
 
 @pytest.mark.slow
-def test_wheel_and_sdist_carry_the_model_in_the_box(built: tuple[Path, Path]) -> None:
+def test_the_sdist_holds_its_tests_and_what_they_need(built: tuple[Path, Path]) -> None:
+    with tarfile.open(built[0]) as archive:
+        inside = {name.partition("/")[2] for name in archive.getnames()}
+    root = Path(__file__).parent.parent
+    folders = ("tests", "recipes", "examples", "docs", "devtools", "benchmarks", "constraints")
+    files = [path for folder in folders for path in (root / folder).rglob("*") if path.is_file()]
+    left_out = re.compile(r"__pycache__|\.so$|\.egg-info/|benchmarks/(smolav/weights|build)/")
+    wanted = {path.relative_to(root).as_posix() for path in files}
+    assert {name for name in wanted - inside if not left_out.search(name)} == set()
+    assert {"Makefile", "conftest.py", "CHANGELOG.md", "MANIFEST.in"} <= inside
+
+
+@pytest.mark.slow
+def test_without_a_compiler_a_warning_tells_and_the_wheel_works_through_torch(
+    built: tuple[Path, Path], tmp_path: Path
+) -> None:
+    tree = unpack(built[0], tmp_path / "unpacked")
+    wheel, said = backend(tree, "build_wheel", tmp_path, CC="false")
+    assert "WARNING: the native kernels of tamp-modifier were not built" in said
+    with zipfile.ZipFile(wheel) as archive:
+        assert not [name for name in archive.namelist() if name.endswith(".so")]
+        archive.extractall(tmp_path / "installed")
+    command = [sys.executable, "-m", "tamp_modifier.cli", "env"]
+    place = {"PYTHONPATH": str(tmp_path / "installed")}
+    done = subprocess.run(
+        command, cwd=tmp_path / "installed", env=os.environ | place, capture_output=True, text=True
+    )
+    assert "torch: the native library was not built (no C compiler" in done.stdout, done.stderr
+
+
+@pytest.mark.slow
+def test_wheel_and_sdist_carry_the_demo_model(built: tuple[Path, Path]) -> None:
     root = Path(__file__).parent.parent
     model = {
         path.relative_to(root).as_posix() for path in (root / "tamp_modifier/demo/model").iterdir()

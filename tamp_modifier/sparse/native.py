@@ -66,8 +66,9 @@ _SIGNATURES = {
 
 
 def _library_file() -> Path | None:
+    """Return `_native.so`, or else what an older checkout built for one Python alone."""
     folder = Path(__file__).parent
-    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+    for suffix in reversed(importlib.machinery.EXTENSION_SUFFIXES):
         file = folder / f"_native{suffix}"
         if file.exists():
             return file
