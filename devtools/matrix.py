@@ -51,7 +51,7 @@ def environment(version: str, python: Path, torch: str) -> Path:
     if not stamp.is_file():
         print(f"== Python {version}: installing", flush=True)
         subprocess.run([python, "-m", "venv", "--clear", folder], check=True)
-        pip = [inside, "-m", "pip", "install", "--quiet"]
+        pip = [str(inside), "-m", "pip", "install", "--quiet"]
         subprocess.run([*pip, torch, "-e", ".[compress,test]"], cwd=ROOT, check=True)
         stamp.touch()
     return inside
@@ -68,7 +68,7 @@ def run(version: str, torch: str, arguments: Sequence[str]) -> tuple[bool, str]:
         return False, f"could not be installed: {' '.join(map(str, error.cmd))}"
     print(f"== Python {version}: testing", flush=True)
     environ = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [inside, "-m", "pytest", "-q", *QUICK, *arguments]
+    command = [str(inside), "-m", "pytest", "-q", *QUICK, *arguments]
     tests = subprocess.Popen(
         command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True, bufsize=1
     )
