@@ -68,10 +68,10 @@ venv-serve $(SERVE): $(SERVE_STAMP) ## make .venv-serve, the serving environment
 # ---- use -----------------------------------------------------------------------------------------
 
 .PHONY: demo
-demo: $(STAMP) ## prune the model in the box with Wanda and TAMP; table and figures in output/demo
+demo: $(STAMP) ## prune the demo model with Wanda, SparseGPT, TAMP and the preset; results in output/demo
 	@$(BIN)/tamp demo --output output/demo
 
-DEMO_MODEL := output/demo/tamp-50
+DEMO_MODEL := output/demo/best-50
 PORT ?= 8000
 
 $(DEMO_MODEL)/config.json:

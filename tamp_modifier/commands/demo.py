@@ -1,4 +1,4 @@
-"""``tamp demo``: prune the model in the box and compare."""
+"""``tamp demo``: prune the demo model and compare."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ def add_parser(subparsers: Any) -> None:
     """Add the command to the parser of ``tamp``."""
     parser = subparsers.add_parser(
         "demo",
-        help="prune the model in the box with Wanda and TAMP, and compare",
-        description="Prune the small multimodal model that comes with the package with Wanda and "
-        "with TAMP, ask each pruned model about pictures and in plain text, and print one table. "
-        "Writes demo.json, two figures and a report per TAMP run into the output folder.",
+        help="prune the demo model with four methods, and compare",
+        description="Prune the small multimodal model that comes with the package with Wanda, "
+        "SparseGPT, TAMP as published and the preset, and once with 4-bit weights on top. Ask each "
+        "pruned model about pictures and in plain text, and print one table. Writes demo.json, two "
+        "figures, a report of each TAMPModifier and two checkpoints into the output folder.",
     )
     parser.add_argument(
         "--output", type=Path, default=Path("output/demo"), help="folder (default: %(default)s)"
@@ -25,7 +26,7 @@ def add_parser(subparsers: Any) -> None:
         "--samples", type=positive, default=32, help="calibration samples (default: %(default)s)"
     )
     parser.add_argument(
-        "--items", type=positive, default=50, help="questions per task (default: %(default)s)"
+        "--items", type=positive, default=30, help="questions per task (default: %(default)s)"
     )
     parser.set_defaults(
         run=run,

@@ -2,10 +2,13 @@
 
 Public functions (all offline, all from fixed seeds):
 
-- ``load_model(folder=MODEL_FOLDER, dtype=torch.float32)``: the model in the box.
+- ``load_model(folder=MODEL_FOLDER, dtype=torch.float32)``: the demo model.
 - ``load_processor(folder=MODEL_FOLDER)``: its ``LlavaProcessor``.
 - ``evaluate(model, processor, samples_per_task=100) -> Scores``: accuracy per task, their means
   over picture and over text tasks, and the negative log-likelihood of the right answers.
+- ``quiz(processor, samples_per_task=100) -> Quiz``, ``seen(model, quiz)`` and
+  ``score(model, processor, quiz) -> Scores``: the same in parts, for several models whose towers
+  are alike.
 - ``calibration_samples(n, seed=0) -> list[dict[str, Tensor]]``: one question a picture, with its
   answer: ``input_ids [1, S]``, ``attention_mask [1, S]``, ``pixel_values [1, 3, 96, 96]``.
 - ``calibration_dataloader(n, seed=0) -> DataLoader``: the same, ready for
@@ -43,7 +46,10 @@ from tamp_modifier.demo.questions import (
 )
 
 MODEL_FOLDER = Path(__file__).parent / "model"
-"""Where the model in the box lies."""
+"""Where the demo model lies."""
+
+Quiz = dict[str, list[dict[str, Tensor]]]
+"""Task -> batches of its questions, as `encode` or `seen` make them."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,7 @@ def _mean(values: dict[str, float], names: Sequence[str]) -> float:
 
 
 def load_model(folder: str | Path = MODEL_FOLDER, dtype: torch.dtype = torch.float32) -> Any:
-    """Load the model in the box, in evaluation mode.
+    """Load the demo model, in evaluation mode.
 
     Args:
         folder: A folder that ``save_pretrained`` wrote.
@@ -124,7 +130,7 @@ def load_model(folder: str | Path = MODEL_FOLDER, dtype: torch.dtype = torch.flo
 
 
 def load_processor(folder: str | Path = MODEL_FOLDER) -> Any:
-    """Load the processor (tokenizer, picture processor, chat template) of the model in the box."""
+    """Load the processor (tokenizer, picture processor, chat template) of the demo model."""
     from transformers import AutoProcessor
 
     return AutoProcessor.from_pretrained(folder, local_files_only=True)
@@ -188,18 +194,79 @@ def encode(samples: Sequence[Sample], processor: Any) -> dict[str, Tensor]:
     return dict(processor(text=texts, images=pictures, padding=True, return_tensors="pt"))
 
 
+def quiz(
+    processor: Any,
+    samples_per_task: int = 100,
+    *,
+    tasks: Sequence[str] | None = None,
+    seed: int = 0,
+    batch_size: int = 50,
+) -> Quiz:
+    """Make all kinds of questions, encoded.
+
+    Args:
+        processor: From `load_processor`.
+        samples_per_task: Questions per task, at least 1.
+        tasks: Names of `PICTURE_TASKS` and `TEXT_TASKS`; None means all.
+        seed: Which evaluation set.
+        batch_size: Questions per batch.
+
+    Returns:
+        Batches of every task.
+
+    Raises:
+        ValueError: An unknown task, or fewer than one sample.
+    """
+    if samples_per_task < 1:
+        raise ValueError(f"samples_per_task: {samples_per_task} is too small; at least 1")
+    asked = {}
+    for task in tasks if tasks is not None else PICTURE_TASKS + TEXT_TASKS:
+        samples = evaluation_samples(task, samples_per_task, seed)
+        starts = range(0, len(samples), batch_size)
+        asked[task] = [encode(samples[i : i + batch_size], processor) for i in starts]
+    return asked
+
+
 @torch.inference_mode()
-def _score(model: Any, batch: dict[str, Tensor], assistant: int) -> tuple[Tensor, Tensor]:
+def seen(model: Any, asked: Quiz) -> Quiz:
+    """Look at every picture once, for models that differ in their decoder layers only.
+
+    Args:
+        model: One of these models.
+        asked: From `quiz`.
+
+    Returns:
+        The same questions with ``inputs_embeds`` [n, S, hidden] in place of ``pixel_values``, what
+        the decoder gets. Any of the models gives the same answers to them.
+    """
+
+    def look(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        if "pixel_values" not in batch:
+            return batch
+        ids = batch["input_ids"]
+        pixels = batch["pixel_values"].to(model.dtype)
+        found = model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
+        place = (ids == model.config.image_token_id)[..., None]
+        embeds = model.get_input_embeddings()(ids).masked_scatter(place, torch.cat(found))
+        kept = {name: value for name, value in batch.items() if name != "pixel_values"}
+        return kept | {"inputs_embeds": embeds}
+
+    return {task: [look(batch) for batch in batches] for task, batches in asked.items()}
+
+
+@torch.inference_mode()
+def _answer(model: Any, batch: dict[str, Tensor], assistant: int) -> tuple[Tensor, Tensor]:
     """Exact match [n] and negative log-likelihood per answer token [n].
 
     With teacher forcing, every answer token (and ``<eos>``) is the most likely one if and only if
     greedy decoding gives exactly this answer, so one forward pass replaces decoding.
     """
-    device = next(model.parameters()).device
-    batch = {name: value.to(device) for name, value in batch.items()}
-    if "pixel_values" in batch:
-        batch["pixel_values"] = batch["pixel_values"].to(next(model.parameters()).dtype)
+    batch = {name: value.to(model.device) for name, value in batch.items()}
     ids, mask = batch["input_ids"], batch["attention_mask"].bool()
+    for name in {"pixel_values", "inputs_embeds"} & batch.keys():
+        batch[name] = batch[name].to(model.dtype)
+    if "inputs_embeds" in batch:
+        del batch["input_ids"]
     started = (ids == assistant).cumsum(1) > 0  # from <assistant> on
     target = started[:, :-1] & mask[:, 1:]  # positions whose next token is an answer token
     keep = int(target.any(0).nonzero()[0])  # nothing before it is scored
@@ -211,24 +278,50 @@ def _score(model: Any, batch: dict[str, Tensor], assistant: int) -> tuple[Tensor
     return right.all(1).cpu(), nll.cpu()
 
 
-def evaluate(
-    model: Any,
-    processor: Any,
-    samples_per_task: int = 100,
-    *,
-    tasks: Sequence[str] | None = None,
-    seed: int = 0,
-    batch_size: int = 50,
-) -> Scores:
+def answers(model: Any, processor: Any, asked: Quiz) -> dict[str, tuple[Tensor, Tensor]]:
+    """Let a model answer, and tell of every single question.
+
+    Args:
+        model: A ``LlavaForConditionalGeneration`` that knows the words of the processor.
+        processor: From `load_processor`.
+        asked: From `quiz` or `seen`.
+
+    Returns:
+        Task -> exactly right or not, bool [n], and negative log-likelihood per answer token in
+        nats, fp32 [n].
+    """
+    training = model.training
+    model.eval()
+    assistant = processor.tokenizer.convert_tokens_to_ids(ASSISTANT)
+    found = {}
+    for task, batches in asked.items():
+        parts = [_answer(model, batch, assistant) for batch in batches]
+        found[task] = (
+            torch.cat([right for right, _ in parts]),
+            torch.cat([nll for _, nll in parts]),
+        )
+    model.train(training)
+    return found
+
+
+def score(model: Any, processor: Any, asked: Quiz) -> Scores:
+    """Count the exactly right answers of a model; arguments as of `answers`."""
+    begin = time.perf_counter()
+    found = answers(model, processor, asked)
+    accuracy = {task: right.float().mean().item() for task, (right, _) in found.items()}
+    likelihood = {task: nll.mean().item() for task, (_, nll) in found.items()}
+    count = max(len(right) for right, _ in found.values())
+    return Scores(accuracy, likelihood, count, time.perf_counter() - begin)
+
+
+def evaluate(model: Any, processor: Any, samples_per_task: int = 100, **options: Any) -> Scores:
     """Ask a model all kinds of questions and count the exactly right answers.
 
     Args:
         model: A ``LlavaForConditionalGeneration`` that knows the words of the processor.
         processor: From `load_processor`.
         samples_per_task: Questions per task, at least 1.
-        tasks: Names of `PICTURE_TASKS` and `TEXT_TASKS`; None means all.
-        seed: Which evaluation set.
-        batch_size: Questions per forward pass.
+        options: ``tasks``, ``seed`` and ``batch_size`` of `quiz`.
 
     Returns:
         Accuracy and negative log-likelihood per task.
@@ -236,59 +329,14 @@ def evaluate(
     Raises:
         ValueError: An unknown task, or fewer than one sample.
     """
-    begin = time.perf_counter()
-    answers = evaluate_items(
-        model, processor, samples_per_task, tasks=tasks, seed=seed, batch_size=batch_size
-    )
-    accuracy = {task: right.float().mean().item() for task, (right, _) in answers.items()}
-    likelihood = {task: nll.mean().item() for task, (_, nll) in answers.items()}
-    return Scores(accuracy, likelihood, samples_per_task, time.perf_counter() - begin)
+    return score(model, processor, quiz(processor, samples_per_task, **options))
 
 
 def evaluate_items(
-    model: Any,
-    processor: Any,
-    samples_per_task: int = 100,
-    *,
-    tasks: Sequence[str] | None = None,
-    seed: int = 0,
-    batch_size: int = 50,
+    model: Any, processor: Any, samples_per_task: int = 100, **options: Any
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Ask what `evaluate` asks, and tell of every single question.
-
-    Args:
-        model: A ``LlavaForConditionalGeneration`` that knows the words of the processor.
-        processor: From `load_processor`.
-        samples_per_task: Questions per task, at least 1.
-        tasks: Names of `PICTURE_TASKS` and `TEXT_TASKS`; None means all.
-        seed: Which evaluation set.
-        batch_size: Questions per forward pass.
-
-    Returns:
-        Task -> exactly right or not, bool [n], and negative log-likelihood per answer token in
-        nats, fp32 [n].
-
-    Raises:
-        ValueError: An unknown task, or fewer than one sample.
-    """
-    if samples_per_task < 1:
-        raise ValueError(f"samples_per_task: {samples_per_task} is too small; at least 1")
-    training = model.training
-    model.eval()
-    assistant = processor.tokenizer.convert_tokens_to_ids(ASSISTANT)
-    answers = {}
-    for task in tasks if tasks is not None else PICTURE_TASKS + TEXT_TASKS:
-        samples = evaluation_samples(task, samples_per_task, seed)
-        parts = [
-            _score(model, encode(samples[start : start + batch_size], processor), assistant)
-            for start in range(0, len(samples), batch_size)
-        ]
-        answers[task] = (
-            torch.cat([right for right, _ in parts]),
-            torch.cat([nll for _, nll in parts]),
-        )
-    model.train(training)
-    return answers
+    """Ask what `evaluate` asks, and tell of every single question, as `answers` does."""
+    return answers(model, processor, quiz(processor, samples_per_task, **options))
 
 
 def calibration_samples(

@@ -1,50 +1,46 @@
-"""The demo: prune the model in the box with Wanda and with TAMP, and ask it questions.
+"""The demo: prune the demo model with Wanda, SparseGPT, TAMP and the preset, and ask it questions.
 
 Every run starts from a fresh copy of the model and sees the same calibration samples in the same
-order. Wanda is llm-compressor's own modifier on the same Linears.
+order. What is scored is what a checkpoint holds: weights in bfloat16, or in 4 bits.
 """
 
 from __future__ import annotations
 
 import shutil
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-from tamp_modifier.files import write_json
+from tamp_modifier.demo.methods import SCHEME, SEED, Step, prune, setting_label, steps
+from tamp_modifier.files import new_folder, write_json
 from tamp_modifier.quiet import quiet
-from tamp_modifier.report.model import PruningReport
+from tamp_modifier.report.card import write_card
+from tamp_modifier.report.model import REPORT_FILE, PruningReport
 
 if TYPE_CHECKING:
     from tamp_modifier.demo.evaluation import Scores
 
 FORMAT = "tamp-demo"
-FORMAT_VERSION = 1
-DECODER_LAYER = "LlamaDecoderLayer"
-METHODS = ("Wanda", "TAMP")
-SAVED = ("TAMP", 0.5, "0:0")
-"""The run whose model is kept: what ``make serve`` serves."""
-SETTINGS = ((0.5, "0:0"), (0.6, "0:0"), (0.7, "0:0"), (0.5, "2:4"))
-SEED = 0
+FORMAT_VERSION = 2
+DENSE = "dense"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One pruned model and its scores.
+    """One model and its scores.
 
     Attributes:
-        method: A name of `METHODS`, or "dense".
+        method: A name of `methods.METHODS`, or `DENSE`.
         mask_structure: "0:0" or "2:4".
+        then: What came after pruning, "" for nothing.
         requested: Requested sparsity of the decoder's Linears, 0 to 1.
-        reached: Sparsity that they have.
+        reached: Share of their weights that are zero.
+        size: Bytes of the decoder's Linears, dense or as ``tamp pack`` stores them.
         retention: Mean over all tasks of accuracy relative to the dense model.
         picture_retention: The same over the picture tasks.
         text_retention: The same over the text tasks.
@@ -54,8 +50,10 @@ class Run:
 
     method: str
     mask_structure: str
+    then: str
     requested: float
     reached: float
+    size: int
     retention: float
     picture_retention: float
     text_retention: float
@@ -64,33 +62,130 @@ class Run:
 
     @property
     def label(self) -> str:
-        """The sparsity as people write it, empty for the dense model."""
-        return setting_label(self.requested, self.mask_structure) if self.requested else ""
+        """The setting as people write it, empty for the dense model."""
+        if not self.requested:
+            return ""
+        return setting_label(self.requested, self.mask_structure, self.then)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values, for JSON."""
-        return {**asdict(self), "scores": self.scores.to_dict()}
+        return {**asdict(self), "label": self.label, "scores": self.scores.to_dict()}
 
 
-def setting_label(sparsity: float, mask_structure: str) -> str:
-    """Return a setting as people write it: "50 %" or "2:4"."""
-    return mask_structure if mask_structure != "0:0" else f"{100 * sparsity:.0f} %"
+class Comparison:
+    """The demo model, its questions, and what was found so far.
+
+    Args:
+        output: Folder for reports and checkpoints.
+        samples: Calibration samples.
+        items: Questions per task.
+        folder: The dense model.
+
+    Attributes:
+        runs: The dense model's run, then one per step.
+        reports: The reports of TAMPModifier by the name of the step.
+        written: Checkpoints.
+    """
+
+    def __init__(self, output: Path, samples: int, items: int, folder: Path) -> None:
+        from tamp_modifier.demo import evaluation
+
+        self.output, self.folder = output, folder
+        self.processor = evaluation.load_processor(folder)
+        self.loader = evaluation.calibration_dataloader(samples, SEED, self.processor)
+        model = evaluation.load_model(folder)
+        # No method changes what the decoder is given, so the pictures are looked at only once.
+        self.asked = evaluation.seen(model, evaluation.quiz(self.processor, items))
+        self.runs: list[Run] = []
+        self.reports: dict[str, PruningReport] = {}
+        self.written: list[Path] = []
+        size = sum(2 * linear.weight.numel() for linear in decoder_linears(model).values())
+        self.add(Step(DENSE, 0.0, "0:0"), model, size, 0.0)
+
+    def add(self, step: Step, model: Any, size: int, seconds: float) -> Run:
+        """Score a model in fp32 and add its run."""
+        from tamp_modifier.demo import evaluation
+
+        scores = evaluation.score(model, self.processor, self.asked)
+        kept = retention(scores, self.runs[0].scores if self.runs else scores)
+        self.runs.append(
+            Run(
+                step.method,
+                step.mask_structure,
+                step.then,
+                step.sparsity,
+                sparsity_of(model),
+                size,
+                *kept,
+                seconds,
+                scores,
+            )
+        )
+        return self.runs[-1]
+
+    def take(self, step: Step) -> Run:
+        """Prune a fresh model, write it where the step says so, and score it."""
+        import torch
+
+        from tamp_modifier.demo import evaluation
+
+        report = self.output / f"{file_name(step)}.json"
+        model = evaluation.load_model(self.folder)
+        seconds = prune(model, step, self.loader, report.as_posix())
+        model.to(torch.bfloat16)  # what checkpoints hold
+        if report.is_file():
+            self.reports[step.name] = PruningReport.load(report)
+        folder = self.output / step.folder
+        if step.folder:
+            shutil.rmtree(folder, ignore_errors=True)
+            self.written.append(folder)
+        if step.then == SCHEME:
+            model, size = self._packed(model, step, folder)
+        else:
+            if step.folder:
+                with new_folder(folder) as partial:
+                    self._save(model, step, partial)
+            model.to(torch.float32)
+            size = packed_bytes(model)
+        return self.add(step, model, size, seconds)
+
+    def _save(self, model: Any, step: Step, folder: Path) -> None:
+        report = self.reports[step.name]
+        model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+        report.save(folder / REPORT_FILE)
+        write_card(folder, report)
+
+    def _packed(self, model: Any, step: Step, folder: Path) -> tuple[Any, int]:
+        """Write a quantized model packed; return it loaded again, and the bytes of its Linears."""
+        from transformers import AutoModelForImageTextToText, CompressedTensorsConfig
+
+        from tamp_modifier.checkpoint.pack import pack_checkpoint
+
+        with TemporaryDirectory(dir=self.output) as plain:
+            self._save(model, step, Path(plain))
+            pack_checkpoint(plain, folder)
+            dense = CompressedTensorsConfig(dequantize=True)
+            model = AutoModelForImageTextToText.from_pretrained(
+                plain, quantization_config=dense, local_files_only=True
+            )
+        return model.float().eval(), stored_bytes(folder)
 
 
 def run_demo(
-    output: Path, samples: int = 32, items: int = 50, folder: Path | None = None
+    output: Path, samples: int = 32, items: int = 30, folder: Path | None = None
 ) -> list[Run]:
-    """Run the whole comparison, prints the table and writes JSON, figures and reports.
+    """Run the whole comparison, print the table, and write JSON, figures, reports and checkpoints.
 
     Args:
         output: Folder for ``demo.json``, ``retention.png``, ``das_sparsity.png``, the reports and
-            the checkpoint of `SAVED`.
+            the checkpoints.
         samples: Calibration samples, one picture with one question each.
         items: Evaluation questions per task.
-        folder: The model; by default the one in the box.
+        folder: The model; by default the demo model.
 
     Returns:
-        The dense model's run and then one run per setting and method.
+        The dense model's run and then one run per step.
 
     Raises:
         FileNotFoundError: There is no model in the folder.
@@ -98,60 +193,30 @@ def run_demo(
     console = Console()
     console.print("Loading torch, transformers and llm-compressor ...")
     with quiet():
-        from tamp_modifier.demo import evaluation
+        from tamp_modifier.demo import evaluation, results
 
         folder = evaluation.MODEL_FOLDER if folder is None else folder
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(2, "no model here, the demo needs one", str(folder))
-        processor = evaluation.load_processor(folder)
-        loader = evaluation.calibration_dataloader(samples, SEED, processor)
     output.mkdir(parents=True, exist_ok=True)
-
-    steps = [(method, *setting) for setting in SETTINGS for method in METHODS]
-    runs: list[Run] = []
-    reports: dict[str, PruningReport] = {}
-    paths: list[Path] = []
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-    ) as progress:
-        task = progress.add_task("dense model: asking questions", total=1 + len(steps))
+    wanted = steps()
+    bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*bar, TimeElapsedColumn(), console=console, transient=True) as progress:
+        task = progress.add_task("dense model: asking questions", total=1 + len(wanted))
         with quiet():
-            model = evaluation.load_model(folder)
-            dense = evaluation.evaluate(model, processor, items)
-        runs.append(Run("dense", "0:0", 0.0, sparsity_of(model), 1.0, 1.0, 1.0, 0.0, dense))
+            comparison = Comparison(output, samples, items, folder)
         progress.advance(task)
-        for method, sparsity, structure in steps:
-            label = setting_label(sparsity, structure)
-            name = f"{method} {label}"
-            progress.update(task, description=f"{name}: pruning")
-            report_path = output / f"tamp-{label.replace(' %', '').replace(':', '-')}.json"
+        for step in wanted:
+            progress.update(task, description=f"{step.name}: pruning, asking questions")
             with quiet():
-                model = evaluation.load_model(folder)
-                seconds = prune(model, method, sparsity, structure, loader, report_path.as_posix())
-            progress.update(task, description=f"{name}: asking questions")
-            with quiet():
-                scores = evaluation.evaluate(model, processor, items)
-            kept = retention(scores, dense)
-            runs.append(
-                Run(method, structure, sparsity, sparsity_of(model), *kept, seconds, scores)
-            )
+                run = comparison.take(step)
             if not console.is_terminal:  # where no bar is drawn, a line tells that work goes on
-                console.print(
-                    f"{name}: pruned in {seconds:.1f} s, scored in {scores.seconds:.1f} s"
-                )
-            if (method, sparsity, structure) == SAVED:
-                with quiet():
-                    paths.append(save(model, processor, report_path.with_suffix("")))
-            if method == "TAMP":
-                reports[name] = PruningReport.load(report_path)
+                pruned, scored = f"{run.seconds:.1f}", f"{run.scores.seconds:.1f}"
+                console.print(f"{step.name}: pruned in {pruned} s, scored in {scored} s")
             progress.advance(task)
 
-    console.print(table(runs, items))
+    runs = comparison.runs
+    console.print(results.table(runs, items))
     data = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -161,75 +226,22 @@ def run_demo(
         "versions": {name: version(name) for name in ("torch", "transformers", "llmcompressor")},
         "runs": [run.to_dict() for run in runs],
     }
-    paths.append(write_json(output / "demo.json", data))
-    paths += draw(runs, reports, output)
+    paths = [*comparison.written, write_json(output / "demo.json", data)]
+    paths += results.draw(runs, comparison.reports, output)
     for path in paths:
         console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+    console.print(results.next_steps(output), highlight=False, soft_wrap=True, markup=False)
     return runs
 
 
-def prune(
-    model: Any, method: str, sparsity: float, mask_structure: str, loader: Any, report_path: str
-) -> float:
-    """Prunes the Linears of the text decoder in place.
-
-    Args:
-        model: The model in the box, or another LLaVA on a Llama decoder.
-        method: A name of `METHODS`.
-        sparsity: Share of weights to remove, 0 to 1.
-        mask_structure: "0:0" or "N:M".
-        loader: Calibration batches.
-        report_path: Where TAMP writes its report.
-
-    Returns:
-        Wall time in seconds.
-    """
-    import torch
-    from llmcompressor import oneshot
-    from llmcompressor.modifiers.pruning import WandaPruningModifier
-
-    from tamp_modifier import TAMPModifier
-
-    recipes: dict[str, Callable[[], Any]] = {
-        "Wanda": lambda: WandaPruningModifier(
-            sparsity=sparsity, mask_structure=mask_structure, targets=[DECODER_LAYER]
-        ),
-        "TAMP": lambda: TAMPModifier(
-            sparsity=sparsity, mask_structure=mask_structure, report_path=report_path
-        ),
-    }
-    torch.manual_seed(SEED)
-    begin = time.perf_counter()
-    oneshot(
-        model=model,
-        dataset=loader,
-        recipe=[recipes[method]()],
-        num_calibration_samples=len(loader),
-        shuffle_calibration_samples=False,
-        sequential_targets=[DECODER_LAYER],
-    )
-    return time.perf_counter() - begin
-
-
-def save(model: Any, processor: Any, folder: Path) -> Path:
-    """Write a checkpoint in bfloat16, whole or not at all; one that is there is replaced.
-
-    The model is in bfloat16 afterwards: llm-compressor ties ``save_pretrained`` to this object.
-    Pruning only sets weights to zero, so bfloat16, in which they were stored, holds them exactly.
-    """
-    import torch
-
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.to(torch.bfloat16).save_pretrained(partial)
-    processor.save_pretrained(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
-    return folder
+def file_name(step: Step) -> str:
+    """Return the step as part of a file name: "tamp-50", "preset-2-4", "preset-50-w4a16"."""
+    setting = step.setting.replace(" %", "").replace(":", "-").replace(" + ", "-")
+    return f"{step.method}-{setting}".lower()
 
 
 def decoder_linears(model: Any) -> dict[str, Any]:
-    """Return the Linears of the text decoder's layers by name: what both methods prune."""
+    """Return the Linears of the text decoder's layers by name: what all methods prune."""
     from torch import nn
 
     layers = model.get_decoder().layers
@@ -241,6 +253,26 @@ def sparsity_of(model: Any) -> float:
     weights = [linear.weight for linear in decoder_linears(model).values()]
     zeros = sum(int((weight == 0).sum()) for weight in weights)
     return zeros / sum(weight.numel() for weight in weights)
+
+
+def packed_bytes(model: Any) -> int:
+    """Bytes of the decoder's Linears as ``tamp pack`` stores them in bfloat16."""
+    from tamp_modifier.checkpoint.inspection import packed_size
+
+    weights = [linear.weight for linear in decoder_linears(model).values()]
+    return sum(packed_size(tuple(w.shape), int((w != 0).sum()), 2) for w in weights)
+
+
+def stored_bytes(folder: Path) -> int:
+    """Bytes of all that a checkpoint stores of the decoder's Linears, scales and masks too."""
+    from tamp_modifier.checkpoint.files import open_shard, shards
+
+    total = 0
+    for file in shards(folder):
+        with open_shard(file) as shard:
+            names = [n for n in shard.keys() if "language_model" in n and "_proj." in n]
+            total += sum(shard.get_tensor(name).nbytes for name in names)
+    return total
 
 
 def retention(scores: Scores, dense: Scores) -> tuple[float, float, float]:
@@ -255,97 +287,3 @@ def retention(scores: Scores, dense: Scores) -> tuple[float, float, float]:
         return sum(shares) / len(shares) if shares else 0.0
 
     return mean(PICTURE_TASKS + TEXT_TASKS), mean(PICTURE_TASKS), mean(TEXT_TASKS)
-
-
-def table(runs: list[Run], items: int) -> Table:
-    """All runs, one row each."""
-    result = Table(
-        title=f"The model in the box after pruning, {items} questions per task",
-        title_justify="left",
-        caption="kept: accuracy relative to dense, mean over tasks. NLL: nats per answer token.",
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-    )
-    result.add_column("\nmethod", no_wrap=True)
-    for header in (
-        "zeros\n%",
-        "right\nimage",
-        "%\ntext",
-        "kept\nimage",
-        "%\ntext",
-        "NLL\nimage",
-        "\ntext",
-        "pruned\nin s",
-    ):
-        result.add_column(header, justify="right", no_wrap=True)
-    for index, run in enumerate(runs):
-        result.add_row(
-            f"{run.method} {run.label}",
-            f"{100 * run.reached:.2f}",
-            f"{100 * run.scores.picture:.1f}",
-            f"{100 * run.scores.text:.1f}",
-            f"{100 * run.picture_retention:.1f}",
-            f"{100 * run.text_retention:.1f}",
-            f"{run.scores.picture_nll:.3f}",
-            f"{run.scores.text_nll:.3f}",
-            f"{run.seconds:.1f}" if run.requested else "",
-            end_section=index == 0 or run.method == METHODS[-1],
-        )
-    return result
-
-
-def draw(runs: list[Run], reports: dict[str, PruningReport], output: Path) -> list[Path]:
-    """Write ``retention.png`` and ``das_sparsity.png``."""
-    from tamp_modifier.report.figures import (
-        COLOURS,
-        add_sparsity_bar,
-        draw_sparsity_grid,
-        new_figure,
-        save_figure,
-    )
-
-    figure = new_figure(9.5, 3.8)
-    for axes, kind in zip(figure.subplots(1, 2, sharey=True), ("picture", "text"), strict=True):
-        for method, colour, marker in zip(METHODS, COLOURS, ("o", "s"), strict=False):
-            mine = [run for run in runs if run.method == method]
-            line = [run for run in mine if run.mask_structure == "0:0"]
-            axes.plot(
-                [100 * run.reached for run in line],
-                [100 * getattr(run, f"{kind}_retention") for run in line],
-                color=colour,
-                marker=marker,
-                label=f"{method}, unstructured",
-            )
-            for run in mine:
-                if run.mask_structure != "0:0":
-                    axes.plot(
-                        [100 * run.reached],
-                        [100 * getattr(run, f"{kind}_retention")],
-                        color=colour,
-                        marker=marker,
-                        markersize=9,
-                        markerfacecolor="none",
-                        linestyle="none",
-                        label=f"{method}, {run.mask_structure}",
-                    )
-        axes.axhline(100, color="grey", linestyle="--", linewidth=1, label="dense")
-        axes.set_title(f"{kind} tasks")
-        axes.set_xlabel("sparsity of the decoder's Linears, %")
-        axes.grid(alpha=0.3)
-        axes.set_ylim(bottom=0)
-    figure.axes[0].set_ylabel("accuracy relative to dense, %")
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", frameon=False)
-    paths = [save_figure(figure, output / "retention.png")]
-
-    grids = {name: r for name, r in reports.items() if r.mask_structure == "0:0"}
-    figure = new_figure(1.8 + 3.6 * len(grids), 3.4)
-    all_axes = figure.subplots(1, len(grids), sharey=True)
-    limits = (0.0, max(linear.reached for r in grids.values() for linear in r.linears.values()))
-    for axes, (name, report) in zip(all_axes, grids.items(), strict=True):
-        image = draw_sparsity_grid(axes, report, limits)
-        axes.set_title(name)
-    add_sparsity_bar(figure, image, all_axes)
-    paths.append(save_figure(figure, output / "das_sparsity.png"))
-    return paths

@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from tamp_modifier import cli
 from tamp_modifier.checkpoint.marker import read_marker
 from tamp_modifier.checkpoint.pack import read_config
+from tamp_modifier.demo.methods import METHODS
+from tamp_modifier.demo.results import next_steps
 from tamp_modifier.report import PruningReport
 from tests.report.test_report import make_report
 
@@ -120,28 +122,52 @@ def test_demo_prunes_compares_and_draws(tmp_path: Path) -> None:
     done = run("demo", "--samples", "4", "--items", "1", "--output", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     data = json.loads((tmp_path / "out" / "demo.json").read_text())
-    settings = ["0:0"] * 6 + ["2:4"] * 2
-    assert [run["method"] for run in data["runs"]] == ["dense", *["Wanda", "TAMP"] * 4]
-    assert [run["mask_structure"] for run in data["runs"][1:]] == settings
-    for result in data["runs"]:
-        # Both methods prune the same Linears; Wanda rounds down to whole columns, TAMP to nearest.
+    assert [run["label"] for run in data["runs"]] == [
+        "",
+        *(label for label in ("50 %", "60 %", "70 %", "2:4") for _ in METHODS),
+        "50 % + W4A16",
+    ]
+    assert [run["method"] for run in data["runs"]] == ["dense", *METHODS * 4, "preset"]
+    for result in data["runs"][:-1]:
+        # All prune the same Linears; Wanda rounds down to whole columns, the others to nearest.
         precision = 0.005 if result["method"] == "Wanda" else 0.001
         assert result["reached"] == pytest.approx(result["requested"], abs=precision)
         assert 0 <= result["scores"]["picture"] <= 1
-        assert f"{100 * result['reached']:.2f}" in done.stdout
+        assert f"{100 * result['reached']:.1f}" in done.stdout
     for name in ("retention.png", "das_sparsity.png"):
         assert (tmp_path / "out" / name).stat().st_size > 10_000
-    marker = read_marker(read_config(tmp_path / "out" / "tamp-50"))
-    assert marker is not None and marker["layout"] == "dense"
-    weights = load_file(tmp_path / "out" / "tamp-50" / "model.safetensors")
+    weights = saved(tmp_path / "out" / "best-50", "dense")
     assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
     pruned = [w for name, w in weights.items() if "language_model" in name and "_proj." in name]
     zeros = sum(int((weight == 0).sum()) for weight in pruned)
     assert zeros / sum(weight.numel() for weight in pruned) == pytest.approx(0.5, abs=0.001)
-    assert (tmp_path / "out" / "tamp-50" / "processor_config.json").is_file()
     report = PruningReport.load(tmp_path / "out" / "tamp-60.json")
     assert report.reached_sparsity == pytest.approx(0.6, abs=0.001)
     assert report.samples == 4 and report.token_types
+    packed = saved(tmp_path / "out" / "best-50-w4a16", "packed")
+    last = data["runs"][-1]
+    held = [w for name, w in packed.items() if "language_model" in name and "_proj." in name]
+    assert last["size"] == sum(tensor.nbytes for tensor in held)
+    assert 2.8 < 16 * last["size"] / data["runs"][0]["size"] < 3.5  # bits a weight
+    assert "make ask" in done.stdout and "tamp prune MODEL" in done.stdout
+    assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith("tmp")]
+
+
+def saved(folder: Path, layout: str) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint that the demo wrote, with all that belongs to it."""
+    marker = read_marker(read_config(folder))
+    assert marker is not None and marker["layout"] == layout
+    for name in ("processor_config.json", "tamp_report.json", "README.md"):
+        assert (folder / name).is_file()
+    return load_file(folder / "model.safetensors")
+
+
+def test_the_commands_that_the_demo_ends_with_are_known() -> None:
+    text = next_steps(Path("output/demo"))
+    lines = [line.split() for line in text.splitlines() if line.startswith("  tamp ")]
+    assert [line[1] for line in lines] == ["inspect", "report", "prune", "eval"]
+    for line in lines:
+        cli.build_parser().parse_args(line[1:])
 
 
 def test_demo_without_its_model_is_one_clear_error(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Evaluation and calibration data, the processor, and the model in the box."""
+"""Evaluation and calibration data, the processor, and the demo model."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from PIL import Image
 from tamp_modifier.demo import evaluation
 from tamp_modifier.demo.evaluation import (
     MODEL_FOLDER,
+    answers,
     calibration_dataloader,
     calibration_samples,
     encode,
@@ -20,6 +21,8 @@ from tamp_modifier.demo.evaluation import (
     evaluation_samples,
     load_model,
     load_processor,
+    quiz,
+    seen,
 )
 from tamp_modifier.demo.pictures import draw, sample_scene
 from tamp_modifier.demo.processing import IMAGE_TOKENS, WordIds, build_processor
@@ -59,6 +62,16 @@ def test_random_streams_have_disjoint_names():
     assert source.count('Random(f"evaluation/') == 1
     assert source.count('Random(f"calibration/') == 1
     assert source.count("Random(") == 2
+
+
+def test_pictures_that_were_looked_at_before_give_the_same_answers(model, processor):
+    asked = quiz(processor, 3, tasks=("what", "count", "add"))
+    embedded = seen(model, asked)
+    assert "inputs_embeds" in embedded["what"][0] and "pixel_values" not in embedded["what"][0]
+    plain, quick = (answers(model, processor, found) for found in (asked, embedded))
+    for task, (right, nll) in plain.items():
+        assert torch.equal(quick[task][0], right)
+        torch.testing.assert_close(quick[task][1], nll, rtol=1e-4, atol=1e-6)
 
 
 def test_an_unknown_task_is_refused():
