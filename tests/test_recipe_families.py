@@ -25,17 +25,12 @@ FAMILIES = (
     "qwen2_5_omni",
 )
 # Names differ most among these; SmoothQuant's pairs have to be found in all.
-CASES = (
-    [("tamp_50_int8", family) for family in FAMILIES]
-    + [
-        (recipe, family)
-        for recipe in ("tamp_2of4_fp8", "tamp_50_w4a16")
-        for family in ("qwen2_5_vl", "gemma3", "internvl", "qwen2_5_omni")
-    ]
-    # The preset changes what is pruned, not what is quantized.
-    + [("best_50_int8", "gemma3"), ("best_50_int8", "qwen2_5_omni"), ("best_50_w4a16", "gemma3")]
-)
-OWN = {name: {"gemma3": f"gemma/{name}"} for name in ("tamp_50_int8", "best_50_int8")}
+CASES = [("sparse_50_int8", family) for family in FAMILIES] + [
+    (recipe, family)
+    for recipe in ("sparse_2of4_fp8", "sparse_50_int4")
+    for family in ("qwen2_5_vl", "gemma3", "internvl", "qwen2_5_omni")
+]
+OWN = {"sparse_50_int8": {"gemma3": "gemma/sparse_50_int8"}}
 """Recipe -> family that has one of its own."""
 
 GROUPS_OF_16 = (

@@ -1,4 +1,4 @@
-"""Every recipe in recipes/ does to the model in the box what it says, and the result reloads."""
+"""Every recipe in recipes/ does to the demo model what it says, and the result reloads."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from tamp_modifier.demo.run import decoder_linears
 from tamp_modifier.masks import has_structure
 from tamp_modifier.zeros.remembered import pruned_bits
 
-RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+FOLDER = Path(__file__).parent.parent / "recipes"
+RECIPES = sorted([*FOLDER.glob("*.yaml"), *FOLDER.glob("published/*.yaml")])
 
 
 def modifiers_of(path: Path) -> dict[str, dict[str, Any]]:
@@ -45,8 +46,23 @@ def logits_of(model: torch.nn.Module) -> torch.Tensor:
     return model(**batch).logits
 
 
-def test_there_are_recipes() -> None:
+def test_a_name_says_what_one_gets() -> None:
+    """Sparsity or pattern, and quantization; all but the published ones use the preset."""
     assert RECIPES
+    for path in RECIPES:
+        wanted = modifiers_of(path)
+        fields = wanted["TAMPModifier"]
+        first, *words = path.stem.split("_")
+        published = path.parent.name == "published"
+        assert (first == "tamp") == published
+        assert fields.get("preset") == (None if published else "best")
+        pattern = fields.get("mask_structure", "0:0") != "0:0"
+        assert pattern == ("2of4" in words)
+        if first == "mixed" or not pattern:
+            assert str(round(100 * fields["sparsity"])) in words
+        schemes = {"W8A8": "int8", "W4A16": "int4", "FP8_DYNAMIC": "fp8"}
+        found = {schemes[given["scheme"]] for given in wanted.values() if "scheme" in given}
+        assert found == {"int8", "int4", "fp8"} & set(words)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
