@@ -44,13 +44,14 @@ SCRIPTS = {
 """Script -> modalities that it calibrates with."""
 
 
-def test_every_script_is_tested_and_has_a_readme() -> None:
+def test_every_script_is_tested_and_in_the_table_and_uses_the_preset() -> None:
     paths = [path for path in ROOT.glob("examples/*/*.py") if "oneshot(" in path.read_text()]
     scripts = {str(path.relative_to(ROOT / "examples")) for path in paths}
     assert scripts == {*SCRIPTS, "llava/llava_next.py"}
+    readme = (ROOT / "examples" / "README.md").read_text()
     for name in scripts:
-        readme = (ROOT / "examples" / name).parent / "README.md"
-        assert Path(name).name in readme.read_text(), name
+        assert f"| `{name}` |" in readme, name
+        assert 'preset="best"' in (ROOT / "examples" / name).read_text(), name
 
 
 @pytest.mark.slow

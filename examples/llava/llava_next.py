@@ -1,7 +1,7 @@
-"""Prune LLaVA-NeXT 8B to 50 % with TAMP, ask it something, save it.
+"""Prune LLaVA-NeXT 8B to 50 % with the preset, ask it something, save it.
 
 python examples/llava/llava_next.py                # from the hub; wants a GPU
-python examples/llava/llava_next.py --model box    # the model in the box; any machine, a minute
+python examples/llava/llava_next.py --model box    # the demo model; any machine, a minute
 python examples/llava/llava_next.py --model tiny   # a random LLaVA-NeXT, to see that all runs
 """
 
@@ -32,7 +32,7 @@ SEED = 0
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--model", choices=tuple(SAMPLES), default="hub")
-parser.add_argument("--output", type=Path, default=Path("output/llava-next-tamp-50"))
+parser.add_argument("--output", type=Path, default=Path("output/llava-next-50"))
 args = parser.parse_args()
 torch.manual_seed(SEED)
 
@@ -73,9 +73,11 @@ def encode(picture: Any, question: str, answer: str | None = None) -> dict[str, 
 samples: Any = [encode(*conversation) for conversation in conversations]
 loader = DataLoader(samples, batch_size=None)
 
-# Recipe. TAMP prunes the Linears of the text decoder; vision tower, projector and lm_head stay.
+# Recipe. It prunes the Linears of the text decoder; vision tower, projector and lm_head stay.
 args.output.mkdir(parents=True, exist_ok=True)
-recipe = TAMPModifier(sparsity=SPARSITY, report_path=str(args.output / "tamp_report.json"))
+recipe = TAMPModifier(
+    preset="best", sparsity=SPARSITY, report_path=str(args.output / "tamp_report.json")
+)
 
 # Oneshot.
 oneshot(

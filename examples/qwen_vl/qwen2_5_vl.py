@@ -1,4 +1,4 @@
-"""Prune Qwen2.5-VL 7B to 50 % with TAMP, ask it something, save it.
+"""Prune Qwen2.5-VL 7B to 50 % with the preset, ask it something, save it.
 
 python examples/qwen_vl/qwen2_5_vl.py --data conversations.jsonl  # from the hub; wants a GPU
 python examples/qwen_vl/qwen2_5_vl.py --tiny  # a random one, on any machine
@@ -27,9 +27,9 @@ SPARSITY = 0.5
 SEED = 0
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--data", type=Path, help="conversations, see the README")
+parser.add_argument("--data", type=Path, help="conversations, see examples/README.md")
 parser.add_argument("--tiny", action="store_true", help="a random model and data of its own")
-parser.add_argument("--output", type=Path, default=Path("output/qwen2.5-vl-tamp-50"))
+parser.add_argument("--output", type=Path, default=Path("output/qwen2.5-vl-50"))
 args = parser.parse_args()
 if args.data is None and not args.tiny:
     parser.error("give --data or --tiny")
@@ -50,9 +50,11 @@ encode = Encoder(processor, placeholders, MAX_LENGTH)
 samples = [encode(conversation) for conversation in choose(conversations, None, SAMPLES, SEED)]
 loader = make_loader(samples, Collator(processor, placeholders, dtype=model.dtype))
 
-# Recipe. TAMP prunes the Linears of the text decoder; the vision tower and lm_head stay.
+# Recipe. It prunes the Linears of the text decoder; the vision tower and lm_head stay.
 args.output.mkdir(parents=True, exist_ok=True)
-recipe = TAMPModifier(sparsity=SPARSITY, report_path=str(args.output / "tamp_report.json"))
+recipe = TAMPModifier(
+    preset="best", sparsity=SPARSITY, report_path=str(args.output / "tamp_report.json")
+)
 
 # Oneshot.
 oneshot(

@@ -3,7 +3,7 @@
     python examples/serving/ask.py                                  # a picture drawn here
     python examples/serving/ask.py "what is this ?" --picture it.png
 
-Without arguments it asks a question that the model in the box was made for, and prints the right
+Without arguments it asks a question that the demo model was made for, and prints the right
 answer next to the one that was given. The request itself is plain: what `ask` does, any client of
 the OpenAI API can do.
 """

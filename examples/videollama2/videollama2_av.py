@@ -1,4 +1,4 @@
-"""Prune VideoLLaMA2.1-7B-AV to 50 % with TAMP, ask it something, save it.
+"""Prune VideoLLaMA2.1-7B-AV to 50 % with the preset, ask it something, save it.
 
 python examples/videollama2/videollama2_av.py --data conversations.jsonl  # wants a GPU
 python examples/videollama2/videollama2_av.py --tiny  # a random one, on any machine
@@ -30,9 +30,9 @@ SEED = 0
 MEDIA_ID = -201  # stands for video and sound among the token ids
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--data", type=Path, help="conversations about videos, see the README")
+parser.add_argument("--data", type=Path, help="conversations about videos, see examples/README.md")
 parser.add_argument("--tiny", action="store_true", help="a random model and data of its own")
-parser.add_argument("--output", type=Path, default=Path("output/videollama2-tamp-50"))
+parser.add_argument("--output", type=Path, default=Path("output/videollama2-50"))
 args = parser.parse_args()
 if args.data is None and not args.tiny:
     parser.error("give --data or --tiny")
@@ -111,9 +111,10 @@ def one(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
 
 loader = make_loader(batches, one)
 
-# Recipe. TAMP prunes the Linears of the text decoder; encoders, projectors and lm_head stay.
+# Recipe. It prunes the Linears of the text decoder; encoders, projectors and lm_head stay.
 args.output.mkdir(parents=True, exist_ok=True)
 recipe = TAMPModifier(
+    preset="best",
     sparsity=SPARSITY,
     token_types_fn=token_types,
     dense_pipeline="basic",
