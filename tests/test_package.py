@@ -114,7 +114,16 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     root = Path(__file__).parent.parent
     folder = tmp_path_factory.mktemp("build")
     left_out = shutil.ignore_patterns(
-        ".git", ".venv*", "output", "runs", "build", "dist", "*.egg-info", "*.so", ".*_cache", ".hypothesis"
+        ".git",
+        ".venv*",
+        "output",
+        "runs",
+        "build",
+        "dist",
+        "*.egg-info",
+        "*.so",
+        ".*_cache",
+        ".hypothesis",
     )
     shutil.copytree(root, folder / "tree", ignore=left_out)
     sdist, _ = backend(folder / "tree", "build_sdist", folder)
