@@ -68,6 +68,7 @@ Next, look at the pruned model:
   tamp report {saved} --html {output / "report.html"}
 Serve it, in the environment with vLLM (in a clone `make serve`, then `make ask`):
   {serve} --model {saved}
+or the one with 4-bit weights, {output / SMALL}
 Prune your own model, ask it your questions, serve it:
   tamp prune MODEL --data calibration.jsonl --preset best --sparsity 0.5 --output pruned
   tamp eval pruned --data questions.jsonl --reference MODEL
