@@ -25,12 +25,12 @@ FAMILIES = (
     "qwen2_5_omni",
 )
 # Names differ most among these; SmoothQuant's pairs have to be found in all.
-CASES = [("sparse_50_int8", family) for family in FAMILIES] + [
+CASES = [("best_50_int8", family) for family in FAMILIES] + [
     (recipe, family)
-    for recipe in ("sparse_2of4_fp8", "sparse_50_int4")
+    for recipe in ("best_2of4_fp8", "best_50_w4a16")
     for family in ("qwen2_5_vl", "gemma3", "internvl", "qwen2_5_omni")
 ]
-OWN = {"sparse_50_int8": {"gemma3": "gemma/sparse_50_int8"}}
+OWN = {"best_50_int8": {"gemma3": "gemma/best_50_int8"}}
 """Recipe -> family that has one of its own."""
 
 GROUPS_OF_16 = (

@@ -19,13 +19,13 @@ from tests.serving.harness import run_jobs
 
 COMPRESS_PYTHON = ROOT / ".venv" / "bin" / "python"
 METHODS = {
-    "sparse_2of4_fp8": "SparseFp8LinearMethod",
-    "sparse_50_int8": "SparseInt8LinearMethod",
-    "sparse_60_int8": "SparseInt8LinearMethod",
-    "sparse_50_int4": "SparseInt4LinearMethod",
+    "best_2of4_fp8": "SparseFp8LinearMethod",
+    "best_50_int8": "SparseInt8LinearMethod",
+    "best_60_int8": "SparseInt8LinearMethod",
+    "best_50_w4a16": "SparseInt4LinearMethod",
 }
 """How the plugin serves the Linears of the decoder, by recipe."""
-PACKED = ("sparse_50_int8", "sparse_50_int4")
+PACKED = ("best_50_int8", "best_50_w4a16")
 """Recipes whose checkpoint is served from `tamp pack` as well."""
 RIGHT = 0.9
 """Share of right answers: the dense model has 0.98, the pruned and quantized ones 0.95 to 0.98."""
