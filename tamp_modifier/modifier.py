@@ -78,7 +78,7 @@ class TAMPModifier(Modifier):
     What comes after it in the recipe, or in a later ``oneshot`` with the same model, keeps the
     zeros: see `guard`. A run in which one comes back fails.
 
-    Args:
+    Attributes:
         preset: named values for the fields that are not given. "best" is what to try first
             (docs/quality.md says where it is ahead and where not): SparseGPT's sequential solver,
             which chooses within each row here, and a least-squares refit of the weights that stay.
