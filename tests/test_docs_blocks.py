@@ -22,6 +22,7 @@ from tamp_modifier.demo.evaluation import load_model as load_demo_model
 DOCS = Path(__file__).parents[1] / "docs"
 ELSEWHERE = {
     "extending.md": "tests/test_extending.py",
+    "getting-started.md": "tests/test_getting_started.py",
     "sparse-format.md": "tests/sparse/test_format_page.py",
 }
 """Pages whose blocks have tests of their own."""

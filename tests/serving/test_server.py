@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,13 +14,14 @@ import pytest
 
 from devtools.vllm_process import ROOT
 from tests.serving.harness import Server, serve
+from tests.test_getting_started import question_block
 
 
 @pytest.fixture(scope="module", params=["box", "box-packed"])
 def server(
     request: pytest.FixtureRequest, checkpoints: dict[str, Path], work: Path
 ) -> Iterator[Server]:
-    """A server of the pruned model in the box, dense with zeros on disk and packed."""
+    """A server of the pruned demo model, dense with zeros on disk and packed."""
     folder = work / f"server-{request.param}"
     with serve(checkpoints[request.param], folder) as running:
         yield running
@@ -64,6 +66,28 @@ def test_the_documented_question_is_answered(
     *_, answer, right = ask(server, tmp_path)
     assert answer.startswith("answer: ") and right.startswith("right answer: ")
     assert (tmp_path / "output" / "question.png").is_file()
+
+
+def test_the_question_of_the_page_on_getting_started_is_answered(
+    server: Server,
+    questions: list[dict[str, str]],
+    served: dict[str, dict[str, Any]],
+    tmp_path: Path,
+) -> None:
+    row = {"question": questions[0]["question"], "image": questions[0]["picture"]}
+    (tmp_path / "questions.jsonl").write_text(json.dumps(row) + "\n")
+    block = question_block()
+    assert "http://127.0.0.1:8000/v1" in block
+    done = subprocess.run(
+        [sys.executable, "-c", block.replace("http://127.0.0.1:8000", server.url)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    answer = served["box"]["outputs"][0]["text"]
+    assert done.stdout.split() == [*row["question"].split(), *answer.split()]
 
 
 def ask(server: Server, folder: Path, *options: str) -> list[str]:
