@@ -141,7 +141,7 @@ bench-quality: $(STAMP) smolav ## accuracy of every pruning method; hours, goes 
 	@$(BIN)/python -m benchmarks.quality --figures output/bench-quality/figures
 
 .PHONY: bench-quality-quick
-bench-quality-quick: $(STAMP) ## the same with one seed and two sparsities of the model in the box
+bench-quality-quick: $(STAMP) ## the same with one seed and two sparsities of the demo model
 	@$(BIN)/python -m benchmarks.quality --quick --output output/bench-quality
 
 .PHONY: bench-pareto

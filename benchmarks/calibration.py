@@ -29,7 +29,7 @@ FORWARDS = {"Wanda": 2, "TAMP": 3, "TAMP one_pass": 1, "SparseGPT": 2, "forward"
 """Passes of all samples through the decoder that a method makes in the sequential pipeline."""
 
 MODELS = {
-    "box": "model in the box, 144 image tokens",
+    "box": "demo model, 144 image tokens",
     "llava-100m": "random 100 M, 576 image tokens",
 }
 SCALING_METHOD = "TAMP"

@@ -2,7 +2,7 @@
 
     python -m benchmarks.quality --prepare    # fetches models and texts, once
     python -m benchmarks.quality              # all cells that are missing, then the tables
-    python -m benchmarks.quality --quick      # one seed, two sparsities of the model in the box
+    python -m benchmarks.quality --quick      # one seed, two sparsities of the demo model
     python -m benchmarks.quality --table docs/results/quality    # prints from finished results
 
 Every cell (model, method, setting, seed) is written as soon as it is done, with the answer to every

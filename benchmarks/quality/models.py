@@ -131,10 +131,10 @@ def _questions(per_task: int, asked: object) -> str:
 
 
 class BoxModel(QualityModel):
-    """The picture model in the box: quick to run, and the effects of modalities show."""
+    """The demo model: quick to run, and the effects of modalities show."""
 
     name = "box"
-    title = "model in the box (pictures and text)"
+    title = "demo model (pictures and text)"
     settings = ("50", "60", "70", "2:4")
     quick = ("60", "70")
     samples = 32
@@ -158,7 +158,7 @@ class BoxModel(QualityModel):
 
     def check(self) -> None:
         if not self.weights().is_file():
-            raise FileNotFoundError(f"the model in the box is missing: {self.weights()}")
+            raise FileNotFoundError(f"the demo model is missing: {self.weights()}")
 
     @classmethod
     def kinds(cls) -> dict[str, tuple[str, ...]]:

@@ -169,7 +169,7 @@ MODELS = {
     "350m": (write_random, "random Llama, 348 M parameters, tied embeddings"),
     "box": (
         write_box,
-        "model in the box, language model of 5 M parameters (fits the cache: no limit by memory)",
+        "demo model, language model of 5 M parameters (fits the cache: no limit by memory)",
     ),
 }
 """By name: what writes the model to ``(folder, sparsity)``, and its description."""

@@ -1,4 +1,4 @@
-"""The model in the box: its parts, how they begin, and how it is written to disk."""
+"""The demo model: its parts, how they begin, and how it is written to disk."""
 
 from __future__ import annotations
 

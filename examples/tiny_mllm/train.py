@@ -1,4 +1,4 @@
-"""Train the model in the box: a LLaVA of about 6.7 million parameters, on pictures that we draw.
+"""Train the demo model: a LLaVA of about 6.7 million parameters, on pictures that we draw.
 
     python -m examples.tiny_mllm.train --output runs/tiny_mllm
 

@@ -1,4 +1,4 @@
-"""Build the processor of the model in the box, and turn questions into token ids.
+"""Build the processor of the demo model, and turn questions into token ids.
 
 The tokenizer has one token per word. A prompt with a picture reads
 ``<bos> <user> <image> x 144 question <assistant>``, one without leaves the image tokens out; the

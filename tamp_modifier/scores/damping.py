@@ -14,7 +14,7 @@ w_ij^2 h_jj, Wanda's metric, and the weights that stay hardly change. Features t
 active get a tiny diagonal entry: their weights are the first to go, instead of all of them whatever
 the sparsity, as upstream has it.
 
-Measured on an earlier state of the model in the box (12 Linears, 70 %): relative error of the
+Measured on an earlier state of the demo model (12 Linears, 70 %): relative error of the
 outputs on samples that were not used, by number of tokens. A plain ridge of 0.1 does as well there;
 the rule is for models with outlier features, which this one lacks.
 

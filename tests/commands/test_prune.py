@@ -53,7 +53,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pruned(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model in the box, pruned without any trouble."""
+    """The demo model, pruned without any trouble."""
     out = tmp_path_factory.mktemp("whole") / "out"
     assert cli.main(command(out, data)) == 0
     return out

@@ -1,4 +1,4 @@
-"""Encoding with real processors: the model in the box's, and one that hears."""
+"""Encoding with real processors: the demo model's, and one that hears."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prunes the model in the box with recipes: ``python -m tests.serving.compress OUT RECIPE...``.
+"""Prunes the demo model with recipes: ``python -m tests.serving.compress OUT RECIPE...``.
 
 Runs in .venv, where llm-compressor is. Each recipe's checkpoint, with its processor, goes into
 ``OUT/NAME``, NAME being the recipe's file name without ``.yaml``.

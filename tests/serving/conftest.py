@@ -42,7 +42,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def questions(work: Path) -> list[dict[str, str]]:
-    """Questions to the model in the box: its evaluation's, with a picture and without."""
+    """Questions to the demo model: its evaluation's, with a picture and without."""
     found = []
     for tasks in (PICTURE_TASKS, TEXT_TASKS):
         samples = [evaluation_samples(task, -(-QUESTIONS // len(tasks))) for task in tasks]

@@ -120,7 +120,7 @@ def qwen(folder: Path) -> Path:
 
 
 def box(folder: Path) -> Path:
-    """The model in the box, a LLaVA, pruned by magnitude as far as it still answers."""
+    """The demo model, a LLaVA, pruned by magnitude as far as it still answers."""
     from transformers import LlavaForConditionalGeneration
 
     model = LlavaForConditionalGeneration.from_pretrained(MODEL_FOLDER)

@@ -9,7 +9,7 @@ from benchmarks.quality.models import BoxModel
 
 
 class SmallBox(BoxModel):
-    """The model in the box with two samples and six questions a task."""
+    """The demo model with two samples and six questions a task."""
 
     samples = 2
     per_task = 6

@@ -201,7 +201,7 @@ def test_the_summary_marks_what_is_clear() -> None:
     }
     lines = summary([Block("box", "2:4", [], versus, {}, {})])
     assert lines[2] == (
-        "| model in the box (pictures and text), 2:4 |  | **+10.0** / **-0.100** (2) "
+        "| demo model (pictures and text), 2:4 |  | **+10.0** / **-0.100** (2) "
         "| +1.0 / -0.100 (2) | _-10.0_ / _+0.100_ (2) |"
     )
     assert summary([Block("box", "50", [], {}, {}, {})]) == []
