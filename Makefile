@@ -88,10 +88,19 @@ serve: $(SERVE_STAMP) $(DEMO_MODEL)/config.json ## serve the demo's pruned model
 ask: $(SERVE_STAMP) ## ask the served model about a picture (after `make serve`)
 	@$(SERVE_BIN)/python examples/serving/ask.py --url http://127.0.0.1:$(PORT)/v1
 
+# ---- documentation -------------------------------------------------------------------------------
+
+# Links, anchors and pages that the navigation lacks are errors, and so is anything that a page
+# would fetch from another host. The message that is turned off is about another program.
+.PHONY: docs
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: $(STAMP) ## build the site in output/site, without network (open output/site/index.html)
+	@$(BIN)/python -m mkdocs build --strict --quiet
+
 # ---- tests ---------------------------------------------------------------------------------------
 
 .PHONY: check
-check: $(STAMP) ## ruff, mypy, pymarkdown, typos, clang-format and the warnings of the C compiler
+check: $(STAMP) ## ruff, mypy, pymarkdown, typos, clang-format, the warnings of the C compiler, the site
 	@echo "== ruff"
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
@@ -105,6 +114,8 @@ check: $(STAMP) ## ruff, mypy, pymarkdown, typos, clang-format and the warnings 
 	@$(BIN)/clang-format --dry-run -Werror $(CSRC)/*.[ch]
 	@echo "== $(CC)"
 	@$(CC) -fsyntax-only -Wall -Wextra -Werror $(CSRC)/*.c
+	@echo "== the site"
+	@$(MAKE) --no-print-directory docs
 
 # One process a core, at most four (each holds torch and a model), with one thread each.
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist worksteal

@@ -45,120 +45,119 @@ _NUMBERS = ("sparsity", "allocation", "max_sparsity")
 
 
 class TAMPModifier(Modifier):
-    """Prunes the text decoder of a multimodal LLM with TAMP (arXiv 2504.09897).
+    """Prune the text decoder of a multimodal LLM with TAMP (arXiv 2504.09897).
 
-    Two ideas on top of Wanda (arXiv 2306.11695), whose metric for weight W_ij is |W_ij| sqrt(s_j):
+    TAMP adds two ideas to Wanda (arXiv 2306.11695), whose score of the weight W_ij is
+    `|W_ij| sqrt(s_j)`:
 
     - DAS, diversity-aware sparsity: a Linear whose output tokens differ more from one another,
-      within and between modalities, keeps more weights; one global budget is shared out by this
+      within and between modalities, keeps more weights. One global budget is shared out by this
       importance.
     - AMIA, adaptive multimodal input activation: s_j is the mean of x_j^2 over a few tokens that
       represent the sample, picked by attention and output similarity, instead of over all tokens.
 
-    Sample recipe::
+    A YAML recipe needs `from tamp_modifier import TAMPModifier` before it is read:
 
         pruning_stage:
           pruning_modifiers:
             TAMPModifier:
               sparsity: 0.5
 
-    A YAML recipe needs ``from tamp_modifier import TAMPModifier`` before it is read.
-
     Lifecycle:
 
-    - on_initialize: finds the target Linears and refuses what cannot work
-    - on_calibration_start: reads the token types of all batches; runs the dense pass that measures
+    - `on_initialize` finds the target Linears and refuses what cannot work.
+    - `on_calibration_start` reads the token types of all batches, runs the dense pass that measures
       the diversity of every Linear (a nested session over the same batches), shares the budget out
-      and registers the hooks of the pruning pass
-    - on_sequential_epoch_end: prunes the decoder layers whose calibration is complete
-    - on_calibration_end: with ``one_pass``, shares out and prunes; checks what was reached
-    - on_finalize: checks that zeros survived the rest of the recipe; keeps the report, and writes
-      it with ``report_path``
+      and registers the hooks of the pruning pass.
+    - `on_sequential_epoch_end` prunes the decoder layers whose calibration is complete.
+    - `on_calibration_end` shares out and prunes with `one_pass`, and checks the sparsity reached.
+    - `on_finalize` checks that the zeros survived the rest of the recipe, keeps the report, and
+      writes it to `report_path`.
 
-    What comes after it in the recipe, or in a later ``oneshot`` with the same model, keeps the
-    zeros: see `guard`. A run in which one comes back fails.
+    Zeros stay zero through what follows in the recipe, or in a later `oneshot` with the same model.
+    A run in which one comes back fails.
 
     Attributes:
-        preset: named values for the fields that are not given. "best" is what to try first
-            (docs/quality.md says where it is ahead and where not): SparseGPT's sequential solver,
-            which chooses within each row here, and a least-squares refit of the weights that stay.
-            All samples, and in them all modalities, count the same. Above one half sparsity rises
-            with depth. None, the default, is the method of the paper.
-        sparsity: share of the weights of all target Linears that is pruned, in (0, 1).
+        preset: Named values for the fields that are not given. None, the default, is the method of
+            the paper. "best" is what to try first (docs/quality.md says where it is ahead and where
+            not): SparseGPT's sequential solver, which chooses within each row here, and a
+            least-squares refit of the remaining weights. All samples, and in each of them all
+            modalities, have equal weight. Above 50 % the sparsity rises with depth.
+        sparsity: Share of the weights of all target Linears that is pruned, in (0, 1).
         mask_structure: "0:0" for unstructured, or "N:M": of every M consecutive weights of a row, N
-            are pruned, as in WandaPruningModifier. With ``sparsity`` N / M every Linear is N:M and
-            ``allocation`` is not used; with less, ``allocation`` decides which Linears are N:M and
+            are pruned, as in WandaPruningModifier. With the sparsity N / M every Linear is N:M and
+            `allocation` is not used; with less, `allocation` decides which Linears are N:M and
             which stay dense. "n:M", as "n:8" with a letter n, gives every Linear an N of its own,
-            from 0 to M - 1, that ``allocation`` decides.
+            from 0 to M - 1, that `allocation` decides.
         allocation: "das" (as published: kept weights follow the importance), "das_numel" (the kept
             share of a Linear follows it), "owl" (decoder layers with more outliers keep more),
             "dlp" (those with a lower median metric keep more), "atp" (sparsity rises with depth;
             no dense pass), "uniform" (no dense pass), or the sparsity of every target Linear by
             name.
-        allocation_options: options of the allocation rule by name. das, das_numel: score_power (1),
+        allocation_options: Options of the allocation rule by name. das, das_numel: score_power (1),
             numel_power (0, 1) and positive_only (False; similarities within a modality over pairs
-            with a positive cosine only, as the official code has it); owl: m (5), lam (0.08); dlp:
-            alpha (0.15); atp: share (0.5) of the largest slope allowed, or beta, the slope itself,
+            with a positive cosine only, as in the official code). owl: m (5), lam (0.08). dlp:
+            alpha (0.15). atp: share (0.5) of the largest slope allowed, or beta, the slope itself,
             or rise: the last decoder layer is sparser than the first by rise times what the
             sparsity is above 0.5.
         selection: "amia", "drift" (ATV-Pruning: text tokens and the visual ones that a decoder
             layer moves most), "text" (text tokens only), "all" (Wanda) or "balanced" (all, weighted
             so that every sample counts the same, and in it every modality).
-        selection_options: options of the selection rule by name. amia: num_neighbors (3; of its
+        selection_options: Options of the selection rule by name. amia: num_neighbors (3; of its
             graph), threshold (0.1; of its stop criterion, larger selects fewer tokens) and
-            positive_only (False; as for das); drift: alpha (1); balanced: modalities (1) and
+            positive_only (False; as for das). drift: alpha (1). balanced: modalities (1) and
             samples (1), how far each is balanced, from 0 to 1.
-        max_sparsity: cap of a single Linear, 1 at most; by default ``sparsity + 0.1`` for das and
+        max_sparsity: Cap of a single Linear, 1 at most. The default is `sparsity + 0.1` for das and
             das_numel, and 1 for the others. With "N:M" it is N / M; with "n:M" the default is
             rounded up to whole Ns.
-        score: "wanda", "magnitude" (looks at no token, so ``selection`` is not used), or one that
-            changes the weights that stay, from the Hessian of the selected tokens: "sparsegpt",
+        score: "wanda", "magnitude" (looks at no token, so `selection` is not used), or one that
+            changes the remaining weights, from the Hessian of the selected tokens: "sparsegpt",
             "obs" (w^2 / [H^-1]_jj within each row) or "wanda_refit" (Wanda's mask).
-        score_options: options of the score by name. sparsegpt, obs and wanda_refit: damping (0.05)
+        score_options: Options of the score by name. sparsegpt, obs and wanda_refit: damping (0.05)
             and refit (0 for sparsegpt, 8 for the others; steps of conjugate gradients that fit the
-            weights that stay); sparsegpt: by_row (False; compare within each row of a block of
+            remaining weights). sparsegpt: by_row (False; compare within each row of a block of
             columns, not over all rows of it).
-        targets: class names, matched inside the text decoder only, or module names or "re:"
+        targets: Class names, matched inside the text decoder only, or module names or "re:"
             patterns, matched anywhere.
-        ignore: what is left alone, in the same form. The output head and routers always are;
+        ignore: What is left alone, in the same form. The output head and routers always are;
             routers can be targeted by name.
-        sequential_targets: class names of the decoder layers, where the model does not tell; by
-            default the layers of ``model.get_decoder()``.
-        permute_columns: with N:4, first give the input columns of down_proj and o_proj the order in
-            which the pattern loses least; the rows of up_proj, gate_proj and v_proj follow, so that
-            the model stays the same. Takes one more pass over the dense model, in one process.
-        one_pass: measure diversity and activation statistics of the dense model in one pass and
-            prune at its end, without propagating the error of pruned layers. Give ``oneshot`` also
-            ``propagate_error=False`` (or ``pipeline="basic"``), or it repeats every layer for
-            nothing.
-        no_attention: what to do for decoder layers without softmax attention (linear attention,
+        sequential_targets: Class names of the decoder layers, where the model does not tell; by
+            default the layers of `model.get_decoder()`.
+        permute_columns: With N:4, first put the input columns of down_proj and o_proj into the
+            order in which the pattern loses least. The rows of up_proj, gate_proj and v_proj
+            follow, so that the model computes the same. Takes one more pass over the dense model,
+            in one process.
+        one_pass: Measure diversity and activation statistics of the dense model in one pass and
+            prune at its end, without propagating the error of pruned layers. Give `oneshot` also
+            `propagate_error=False` (or `pipeline="basic"`), or it repeats every layer for nothing.
+        no_attention: What to do with decoder layers without softmax attention (linear attention,
             Mamba): "uniform" weighs all tokens the same, with one warning; "error" refuses.
-        unreached_experts: what to prune experts by that no calibration token was routed to:
-            "pooled" (what the other experts of the layer saw), "magnitude" or "error". The default,
-            None, is "pooled" where at least half of the layer's experts were reached, and "error"
-            below. Warning and report name them.
-        modality_token_ids: modality name ("image", "video", "audio") to placeholder ids, where the
+        unreached_experts: How to prune experts that no calibration token was routed to: "pooled"
+            (by what the other experts of the layer saw), "magnitude" or "error". The default, None,
+            is "pooled" where at least half of the layer's experts were reached, and "error" below.
+            Warning and report name them.
+        modality_token_ids: Modality name ("image", "video", "audio") to placeholder ids, where the
             config of the model does not tell.
-        token_types_fn: function from a calibration batch to its token types, integers
+        token_types_fn: Function from a calibration batch to its token types, integers
             [batch, sequence] of the decoder's sequence (0 text, 1 image, 2 video, 3 audio, -1
             padding); for models whose ids do not tell. In YAML "package.module:function".
-        dense_pipeline: pipeline of the dense pass: "auto" (sequential, and basic where the model
-            cannot be traced), "sequential" or "basic". The pass that prunes follows ``pipeline`` of
-            ``oneshot``, which falls back in the same way unless it is "sequential".
-        tracing_ignore: further function names that tracing skips in the dense pass.
-        report_path: where the JSON report goes, a path that ends in ".json"; none by default.
-        keep_indices: whether the report lists the tokens selected for every Linear, which takes
-            memory with rules that select many; by default it does where it is written to a file.
-        resume_path: a folder where every finished decoder layer is kept, so that a run that was
-            killed goes on when it is started again; see `resume`. Remove it when the model is
-            saved. With ``one_pass`` nothing is finished before the end.
+        dense_pipeline: Pipeline of the dense pass: "auto" (sequential, and basic where the model
+            cannot be traced), "sequential" or "basic". The pass that prunes follows `pipeline` of
+            `oneshot`, which falls back in the same way unless it is "sequential".
+        tracing_ignore: Further function names that tracing skips in the dense pass.
+        report_path: Where the JSON report goes, a path that ends in ".json"; none by default.
+        keep_indices: Whether the report lists the tokens selected for every Linear, which takes
+            memory with rules that select many. By default it does where it is written to a file.
+        resume_path: A folder that keeps every finished decoder layer, so that a run that was killed
+            resumes when it is started again; see `tamp_modifier.pruning.resume`. Remove it when the
+            model is saved. With `one_pass` nothing is finished before the end.
 
     Raises:
-        ValueError: a field out of range; a model, targets or data that cannot be pruned as asked.
+        ValueError: A field out of range; a model, targets or data that cannot be pruned as asked.
             Everything that can be known before calibration is refused before it.
 
-    ``num_neighbors``, ``threshold`` and ``positive_only``, fields of release 0.1, are accepted with
-    a DeprecationWarning until 0.3.
+    `num_neighbors`, `threshold` and `positive_only`, fields of release 0.1, are accepted with a
+    DeprecationWarning until 0.3.
     """
 
     requires_calibration_data: bool = True

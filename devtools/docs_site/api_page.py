@@ -124,9 +124,10 @@ MODIFIER = """# TAMPModifier
 Every field is an argument by name, a key of a YAML recipe and, where `tamp prune --help` lists it,
 an option of the command line. [Choose a method](../choosing.md) says which to set.
 
-::: tamp_modifier.modifier.TAMPModifier
+::: tamp_modifier.TAMPModifier
     options:
       heading_level: 2
+      filters: ["!^_", "!^on_", "!^run$", "!^abandon$", "!^requires_"]
       extensions:
         - devtools.docs_site.field_docs.FieldDocs:
             paths: [tamp_modifier.modifier.TAMPModifier]

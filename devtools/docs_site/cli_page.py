@@ -42,10 +42,8 @@ def _commands(
 
 
 def _section(parser: argparse.ArgumentParser) -> list[str]:
-    formatter = argparse.HelpFormatter(parser.prog, width=88)
-    formatter.add_usage(
-        parser.usage, parser._actions, parser._mutually_exclusive_groups, prefix=""
-    )
+    formatter = argparse.HelpFormatter(parser.prog, width=78)
+    formatter.add_usage(parser.usage, parser._actions, parser._mutually_exclusive_groups, prefix="")
     lines = [
         _text(parser.description or ""),
         "",
@@ -58,8 +56,7 @@ def _section(parser: argparse.ArgumentParser) -> list[str]:
         actions = [action for action in group._group_actions if action.dest != "help"]
         if actions:
             title = str(group.title)
-            lines += [f"**{_text(title[0].upper() + title[1:])}**", ""]
-            lines += ["| | |", "|---|---|"]
+            lines += [f"| {_text(title[0].upper() + title[1:])} | |", "|---|---|"]
             lines += [
                 f"| {_names(action)} | {_cell(formatter._expand_help(action))} |"
                 for action in actions
@@ -69,7 +66,7 @@ def _section(parser: argparse.ArgumentParser) -> list[str]:
 
 
 def _names(action: argparse.Action) -> str:
-    """What one types, with the placeholder of its value."""
+    """Return what one types, with the placeholder of its value."""
     if not action.option_strings:
         return f"`{action.metavar or action.dest}`"
     value = ""

@@ -31,6 +31,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Rewrite what GitHub reads otherwise than the site."""
+    if page.parent is None:  # no neighbours, so no list of them beside it
+        page.meta["hide"] = ["navigation"]
     return markdown if page.file.src_uri in MADE else for_site(page.file.src_uri, markdown)
 
 

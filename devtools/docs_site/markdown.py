@@ -51,7 +51,7 @@ def with_site_links(page: str, text: str) -> str:
 
 
 def _blocks(text: str) -> Iterator[tuple[bool, list[str]]]:
-    """Runs of lines: those of one code block with its fences, or those between two."""
+    """Yield the lines of each code block with its fences, and those between two."""
     block: list[str] = []
     fence = ""
     for line in text.split("\n"):

@@ -50,7 +50,7 @@ class _Page(HTMLParser):
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self._style = tag == "style"
         for name, value in attributes:
-            asked = name in FETCHED or (name == "href" and tag == "link" and not _for_robots(attributes))
+            asked = name in FETCHED or (name, tag) == ("href", "link")
             if asked and value and REMOTE.match(value):
                 self.addresses.append(value)
             if name == "style" and value:
@@ -62,8 +62,3 @@ class _Page(HTMLParser):
         if self._style:
             self.addresses += CSS.findall(data)
             self._style = False
-
-
-def _for_robots(attributes: list[tuple[str, str | None]]) -> bool:
-    """Whether a link element names another address of the page, which browsers do not fetch."""
-    return dict(attributes).get("rel") in ("canonical", "alternate", "next", "prev")
