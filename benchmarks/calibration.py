@@ -126,7 +126,7 @@ def random_batches(samples: int) -> Any:
 
 
 def measure(model_name: str, method: str, samples: int) -> dict[str, float]:
-    """Prunes once and returns wall and processor seconds, memory in bytes and the sparsity."""
+    """Prune once and return wall and processor seconds, memory in bytes and the sparsity."""
     import torch
 
     torch.set_num_threads(1)
@@ -153,7 +153,7 @@ def measure(model_name: str, method: str, samples: int) -> dict[str, float]:
 
 
 def prune(model: Any, processor: Any, loader: Any, method: str) -> None:
-    """Prunes the text decoder with one of ``METHODS``, or with the preset "best"."""
+    """Prune the text decoder with one of ``METHODS``, or with the preset "best"."""
     from llmcompressor import oneshot
     from llmcompressor.modifiers.pruning import SparseGPTModifier, WandaPruningModifier
 
@@ -181,7 +181,7 @@ def prune(model: Any, processor: Any, loader: Any, method: str) -> None:
 
 
 def reset_high_water() -> int:
-    """Forgets the peak so far (loading a model has its own) and returns the resident bytes now."""
+    """Forget the peak so far (loading a model has its own) and return the resident bytes now."""
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")
     return high_water()

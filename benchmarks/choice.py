@@ -1,4 +1,4 @@
-"""Makes the table by which weights are served sparse or dense, from results of kernels.py.
+"""Make the table by which weights are served sparse or dense, from results of kernels.py.
 
     python -m benchmarks.choice docs/results/kernels-*.json
 

@@ -172,7 +172,7 @@ def sorting_speed(model: Any) -> float:
 
 
 def run_check(folder: Path, weights: str) -> dict[str, Any]:
-    """Prunes the model once, with weights in "memory" or on "disk"."""
+    """Prune the model once, with weights in "memory" or on "disk"."""
     import torch
     from llmcompressor import oneshot
     from transformers import LlavaForConditionalGeneration

@@ -1,4 +1,4 @@
-"""Starts vLLM in a process of its own, and watches its memory."""
+"""Start vLLM in a process of its own, and watch its memory."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ UNFINISHED = ".tamp-unfinished"
 
 
 def check_output(out: Path, needed: int = 0) -> None:
-    """Refuses an output folder before any work is done.
+    """Refuse an output folder before any work is done.
 
     Args:
         out: must not exist, or be an empty folder.

@@ -1,4 +1,4 @@
-"""Tells whoever listens how far a pruning run is."""
+"""Tell whoever listens how far a pruning run is."""
 
 from __future__ import annotations
 
@@ -22,6 +22,6 @@ def listening(listener: Listener) -> Iterator[None]:
 
 
 def tell(phase: str, done: int, total: int) -> None:
-    """Tells all listeners."""
+    """Tell all listeners."""
     for listener in _listeners:
         listener(phase, done, total)

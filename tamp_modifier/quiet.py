@@ -1,4 +1,4 @@
-"""Keeps the output of the libraries away from the terminal."""
+"""Keep the output of the libraries away from the terminal."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def modality_token_ids(config: Any) -> dict[str, tuple[int, ...]]:
 
 
 def is_multimodal(config: Any) -> bool:
-    """Tells whether the config belongs to a model that reads more than text.
+    """Tell whether the config belongs to a model that reads more than text.
 
     True when it has a vision or audio tower (``vision_config``, ``audio_config``,
     ``thinker_config.vision_config``, LLaVA's own ``mm_vision_tower``, ...) or names a placeholder
@@ -116,7 +116,7 @@ def parse_modality_token_ids(
 def token_types(
     input_ids: torch.Tensor, ids: Mapping[str, int | Collection[int]]
 ) -> torch.LongTensor:
-    """Tells the modality of every token from its id.
+    """Tell the modality of every token from its id.
 
     Args:
         input_ids: token ids, any integer type, [batch, sequence].
@@ -147,7 +147,7 @@ def real_token_mask(
     length: int,
     device: torch.device | str,
 ) -> torch.Tensor:
-    """Tells real tokens from padding, for left or right padded batches.
+    """Tell real tokens from padding, for left or right padded batches.
 
     Args:
         attention_mask: one of

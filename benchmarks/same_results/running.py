@@ -1,4 +1,4 @@
-"""Runs one recipe: in this process, killed and resumed, or in two processes."""
+"""Run one recipe: in this process, killed and resumed, or in two processes."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _start(arguments: Sequence[str], status: int) -> None:
 def prune(
     recipe: Recipe, folder: Path, resume: Path | None = None, *, kill: bool = False
 ) -> Outcome:
-    """Prunes a fresh model, with this process's share of the samples.
+    """Prune a fresh model, with this process's share of the samples.
 
     Args:
         recipe: the recipe.

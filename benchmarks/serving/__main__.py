@@ -1,4 +1,4 @@
-"""Measures every engine in a process of its own, bound to one core or to two; prints the tables.
+"""Measure every engine in a process of its own, bound to one core or to two; print the tables.
 
     python -m benchmarks.serving --output output/bench-serving.json
 

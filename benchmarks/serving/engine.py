@@ -1,4 +1,4 @@
-"""Measures one engine, inside of its process: ``python -m benchmarks.serving.engine ...``.
+"""Measure one engine, inside of its process: ``python -m benchmarks.serving.engine ...``.
 
 Steps of the engine are timed: the first step of a batch is the prefill of its prompts, each later
 one gives a token to every sequence; the fastest counts.

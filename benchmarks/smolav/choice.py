@@ -27,7 +27,7 @@ _PATIENCE = 40
 
 
 def sample_medium(rng: random.Random, kind: str) -> Medium:
-    """Draws a medium of one of `KINDS`; for "both" the word said is shown in half of them."""
+    """Draw a medium of one of `KINDS`; for "both" the word said is shown in half of them."""
     if kind == "picture":
         return Medium(picture=sample_picture(rng))
     if kind == "video":
@@ -78,7 +78,7 @@ def quotas(rng: random.Random, task: str, per_task: int) -> Counter[str]:
 def choose_questions(
     seed: int, per_task: int, without: Collection[str] = ()
 ) -> list[tuple[int, Medium, Question]]:
-    """Draws media until every task has its questions with balanced answers.
+    """Draw media until every task has its questions with balanced answers.
 
     Args:
         seed: Which ones.

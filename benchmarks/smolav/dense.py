@@ -139,7 +139,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
 def train_vision(
     model: SmolAVModel, tokenizer: Any, studio: Studio, path: Path, steps: int, seconds: float
 ) -> None:
-    """Trains tower, image and video projector on pictures; saves every two minutes."""
+    """Train tower, image and video projector on pictures; save every two minutes."""
     parts = {
         "vision_tower": model.vision_tower,
         "image_projector": model.image_projector,
@@ -227,7 +227,7 @@ def train_vision(
 def train_audio(
     model: SmolAVModel, tokenizer: Any, store: np.ndarray, path: Path, steps: int
 ) -> None:
-    """Trains the audio projector on the encoded clips; the last 40 are for its score."""
+    """Train the audio projector on the encoded clips; the last 40 are for its score."""
     projector = model.audio_projector.to(torch.float32).train()
     parts = {"audio_projector": projector}
     embeddings = model.language_model.embed_tokens.weight.detach().float()

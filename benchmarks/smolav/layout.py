@@ -62,7 +62,7 @@ class Pack:
 
 
 class Layout:
-    """Writes prompts for one tokenizer and config."""
+    """Write prompts for one tokenizer and config."""
 
     def __init__(self, tokenizer: Any, config: SmolAVConfig) -> None:
         self._tokenizer = tokenizer

@@ -42,7 +42,7 @@ class Medium:
 
 
 class Studio:
-    """Draws and speaks.
+    """Draw and speak.
 
     Args:
         folder: The folder that `make smolav` makes, with ``emoji/``.
@@ -53,12 +53,12 @@ class Studio:
 
     @cached_property
     def drawer(self) -> Drawer:
-        """Draws pictures and videos."""
+        """Draw pictures and videos."""
         return Drawer(read_emoji(self._folder / "emoji"))
 
     @cached_property
     def speaker(self) -> Speaker:
-        """Makes sounds."""
+        """Make sounds."""
         return Speaker()
 
     @cached_property

@@ -252,7 +252,7 @@ def read_emoji(folder: Path) -> dict[str, Image.Image]:
 
 
 class Drawer:
-    """Draws with small pictures of things.
+    """Draw with small pictures of things.
 
     Args:
         pictures: Square RGBA pictures by the name of the thing.

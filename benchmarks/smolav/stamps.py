@@ -160,7 +160,7 @@ class Recordings(Speaker):
 
 
 class StampStudio(Studio):
-    """Draws stamps, called by their word and a number, among the emoji; says recorded words.
+    """Draw stamps, called by their word and a number, among the emoji; say recorded words.
 
     Args:
         folder: The folder that `make smolav` makes.
@@ -173,13 +173,13 @@ class StampStudio(Studio):
 
     @cached_property
     def drawer(self) -> Drawer:
-        """Draws pictures of emoji and stamps."""
+        """Draw pictures of emoji and stamps."""
         stamps = {path.stem: square(Image.open(path)) for path in self._stamps.glob("*.png")}
         return Drawer(read_emoji(self._folder / "emoji") | stamps)
 
     @cached_property
     def speaker(self) -> Speaker:
-        """Says recorded words."""
+        """Say recorded words."""
         return Recordings({p.stem: read_recording(p) for p in self._stamps.glob("*.ogg")})
 
 

@@ -49,7 +49,7 @@ _FEW = 18
 
 
 class Teacher:
-    """Makes packs and their embeddings."""
+    """Make packs and their embeddings."""
 
     def __init__(self, model: SmolAVModel, tokenizer: Any, folder: Path) -> None:
         self._model = model
@@ -58,7 +58,7 @@ class Teacher:
         self._clips = np.load(folder / "train-clips.npy", mmap_mode="r")
 
     def medium(self, rng: random.Random, kind: str) -> tuple[Medium, int | None]:
-        """Draws a medium; clips are among those encoded before, told by their index."""
+        """Draw a medium; clips are among those encoded before, known by their index."""
         if kind == "text":
             return Medium(), None
         if kind == "video":
@@ -195,7 +195,7 @@ def learning_rate(step: int, steps: int) -> float:
 
 
 def train(arguments: argparse.Namespace) -> None:
-    """Trains, or goes on training, until `steps` or `seconds`."""
+    """Train, or resume training, until `steps` or `seconds`."""
     folder: Path = arguments.folder
     rank, world = arguments.rank, arguments.world
     if world > 1:

@@ -32,7 +32,7 @@ _DTYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
 
 
 def load_smollm2(folder: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
-    """Dequantises SmolLM2-135M-Instruct.
+    """Dequantise SmolLM2-135M-Instruct.
 
     Args:
         folder: Where the GGUF file is.

@@ -1,4 +1,4 @@
-"""Documents each field of `TAMPModifier` where it is defined, with its type and default."""
+"""Document each field of `TAMPModifier` where it is defined, with its type and default."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import griffe
 
 
 class FieldDocs(griffe.Extension):
-    """Moves what a class says about its attributes to the attributes."""
+    """Move what a class says about its attributes to the attributes."""
 
     def __init__(self, paths: list[str]) -> None:
         """Remember which classes to change, by their full path."""

@@ -79,7 +79,7 @@ types: dict[bytes, torch.Tensor] = {}
 
 
 def key(batch: Mapping[str, Any]) -> bytes:
-    """Tells a batch by what is in it."""
+    """Tell a batch by what is in it."""
     return batch["inputs_embeds"].float().cpu().numpy().tobytes()
 
 

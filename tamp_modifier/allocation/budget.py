@@ -103,7 +103,7 @@ def round_to_budget(
 
 
 def check_budget(numel: Mapping[str, int], sparsity: float, max_sparsity: float) -> None:
-    """Refuses a budget that cannot be shared out."""
+    """Refuse a budget that cannot be shared out."""
     if not 0.0 < sparsity < 1.0:
         raise ValueError(f"sparsity must be between 0 and 1, got {sparsity}")
     if not sparsity <= max_sparsity <= 1.0:
@@ -116,7 +116,7 @@ def check_budget(numel: Mapping[str, int], sparsity: float, max_sparsity: float)
 
 
 def check_importance(importance: Mapping[str, float], numel: Mapping[str, int]) -> None:
-    """Refuses importance that is missing, negative or not finite."""
+    """Refuse importance that is missing, negative or not finite."""
     missing = [name for name in numel if name not in importance]
     if missing:
         raise ValueError(f"there is no importance for {some(missing)}")

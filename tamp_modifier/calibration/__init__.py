@@ -1,1 +1,1 @@
-"""Runs the calibration batches through the model, and what is collected from them."""
+"""Run the calibration batches through the model, and collect what a method needs."""

@@ -138,7 +138,7 @@ class SelectionCollector:
         """Take in what a decoder layer got and gave in a batch, for rules that look at it."""
 
     def settle(self, targets: Sequence[Target]) -> None:
-        """Tells that all samples have passed through these Linears."""
+        """Tell that all samples have passed through these Linears."""
 
     def statistics(
         self, targets: Sequence[Target], owners: Mapping[str, int]

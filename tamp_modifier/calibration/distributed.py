@@ -154,7 +154,7 @@ def sum_statistics(
 
 
 def share_weights(targets: Sequence[Target], owners: Mapping[str, int]) -> None:
-    """Hands the weights that their owners changed to the other processes."""
+    """Hand the weights that their owners changed to the other processes."""
     if not is_distributed():
         return
     dist.barrier()  # what owners wrote to shared memory and disk is there

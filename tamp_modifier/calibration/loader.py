@@ -29,7 +29,7 @@ class RepeatableLoader:
         self._state = torch.get_rng_state(), random.getstate(), np.random.get_state()
 
     def rewind(self) -> None:
-        """Brings the random state at construction back."""
+        """Bring the random state at construction back."""
         torch.set_rng_state(self._state[0])
         random.setstate(self._state[1])
         np.random.set_state(self._state[2])

@@ -19,7 +19,7 @@ from tamp_modifier.statistics import RowScalars
 
 
 class Measurement(Protocol):
-    """Collects activations of the dense model and turns them into an importance per Linear.
+    """Collect activations of the dense model and turn them into an importance per Linear.
 
     Attributes:
         sees_outputs: whether outputs that are not finite show in it, as they do in `is_finite`.

@@ -1,4 +1,4 @@
-"""Turns forward hooks on Linears into calls with the tokens of one sample, padding removed.
+"""Turn forward hooks on Linears into calls with the tokens of one sample, padding removed.
 
 This is the only room that knows in which shapes activations pass through a model: batches with
 padding, experts that see the tokens routed to them, attention weights that arrive after the
@@ -35,7 +35,7 @@ RegisterHook = Callable[..., Any]
 
 
 class Observer:
-    """Hooks the target Linears of a model and hands their activations to consumers.
+    """Hook the target Linears of a model and hand their activations to consumers.
 
     Args:
         targets: the Linears.
@@ -197,7 +197,7 @@ class Observer:
     def _on_layer(
         self, layer: str, _module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any
     ) -> None:
-        """Hands over the states of a decoder layer, then what its Linears had waiting."""
+        """Hand over the states of a decoder layer, then what its Linears had waiting."""
         assert self._layer_done is not None
         inputs: Any = args[0] if args else kwargs.get("hidden_states")
         outputs = output[0] if isinstance(output, (tuple, list)) else output

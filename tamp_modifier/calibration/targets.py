@@ -180,7 +180,7 @@ def left_dense(
 
 
 def warn_left_dense(layers: dict[str, nn.Module], targets: Sequence[Target]) -> list[str]:
-    """Warns where more than `LEFT_DENSE` of the decoder's matrices are not pruned.
+    """Warn where more than `LEFT_DENSE` of the decoder's matrices are not pruned.
 
     Returns:
         The warning, for the report; empty where there is none.

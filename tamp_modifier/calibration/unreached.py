@@ -70,7 +70,7 @@ def why_not(targets: Sequence[Target], reached: Collection[str], choice: str | N
 
 
 def told(names: Iterable[str], choice: str | None) -> list[str]:
-    """Warns of experts that were pruned without a token of their own.
+    """Warn of experts that were pruned without a token of their own.
 
     Args:
         names: their Linears.

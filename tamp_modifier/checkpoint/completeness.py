@@ -21,7 +21,7 @@ from tamp_modifier.messages import some
 
 
 def require_complete(cls: Any, config: Any, header: Header, folder: str | os.PathLike[str]) -> None:
-    """Refuses a checkpoint that lacks parameters of its model.
+    """Refuse a checkpoint that lacks parameters of its model.
 
     Args:
         cls: class of the model.

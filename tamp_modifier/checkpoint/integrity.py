@@ -57,7 +57,7 @@ def check_checksum(name: str, found: int, expected: int | None) -> None:
 
 
 class Integrity:
-    """Compares the tensors of a checkpoint with the marker in its config.json.
+    """Compare the tensors of a checkpoint with the marker in its config.json.
 
     Args:
         where: the folder, for messages.

@@ -1,4 +1,4 @@
-"""Reads the sparse formats that compressed-tensors had: sparse-bitmask and sparse-24-bitmask."""
+"""Read the sparse formats that compressed-tensors had: sparse-bitmask and sparse-24-bitmask."""
 
 from __future__ import annotations
 

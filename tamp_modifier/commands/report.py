@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
-    """Refuses what cannot be, or should not be, written, before anything is printed."""
+    """Refuse what cannot be, or should not be, written, before anything is printed."""
     page, folder = args.html, args.figures
     if args.media is not None and page is None:
         raise ValueError("--media is for the page, give --html FILE too")

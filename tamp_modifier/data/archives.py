@@ -1,4 +1,4 @@
-"""Reads webdataset archives: the files of a sample have one name and different endings.
+"""Read webdataset archives: the files of a sample have one name and different endings.
 
 Everything is read into memory and nothing is written, so no name in an archive can lead anywhere.
 """

@@ -128,7 +128,7 @@ class BadRows:
         self.messages.append(str(error))
 
     def tell(self) -> None:
-        """Warns of every row that was left out."""
+        """Warn of every row that was left out."""
         for message in self.messages:
             logger.warning(f"skipped: {message}")
 

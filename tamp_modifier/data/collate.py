@@ -1,4 +1,4 @@
-"""Joins encoded samples into one batch: text is padded, media are put one after the other.
+"""Join encoded samples into one batch: text is padded, media are put one after the other.
 
 Multimodal models take media in one of two ways, and both are a concatenation along the first
 dimension: as pixels or features of every picture or sound ([pictures, 3, H, W], [pictures, tiles,
@@ -31,7 +31,7 @@ _REAL_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class Collator:
-    """Joins samples of different lengths, with media of different sizes or none, into one batch.
+    """Join samples of different lengths, with media of different sizes or none, into one batch.
 
     Give it to a DataLoader as ``collate_fn``, or to ``oneshot`` as ``data_collator``. Samples that
     are rows as in a file (``docs/data.md``) are encoded first.

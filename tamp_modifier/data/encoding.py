@@ -1,4 +1,4 @@
-"""Turns conversations into model inputs with the model's own processor and chat template."""
+"""Turn conversations into model inputs with the model's own processor and chat template."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Encoded:
 
 
 class Encoder:
-    """Encodes conversations one by one.
+    """Encode conversations one by one.
 
     Args:
         processor: a processor or tokenizer of transformers.
@@ -283,7 +283,7 @@ def cut_text(
     placeholders: Mapping[str, Collection[int]],
     name: str,
 ) -> dict[str, torch.Tensor]:
-    """Cuts text off the end of one sample; never a token that stands for media.
+    """Cut text off the end of one sample; never a token that stands for media.
 
     Args:
         inputs: tensors of batch size 1, without padding.
@@ -316,7 +316,7 @@ def cut_text(
 def choose(
     conversations: Sequence[Conversation], count: int | None, default: int, seed: int
 ) -> list[Conversation]:
-    """Draws samples without repetition, the same for the same seed.
+    """Draw samples without repetition, the same for the same seed.
 
     Args:
         conversations: all there are.

@@ -1,4 +1,4 @@
-"""Reads the rows of a file of text: JSON Lines, JSON, CSV, TSV and plain lines, also gzipped."""
+"""Read the rows of a file of text: JSON Lines, JSON, CSV, TSV and plain lines, also gzipped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decodes pictures, videos and sounds, up to a size. Videos and sounds need PyAV."""
+"""Decode pictures, videos and sounds, up to a size. Videos and sounds need PyAV."""
 
 from __future__ import annotations
 

@@ -202,7 +202,7 @@ def _turn(message: Any, place: Place, beside: _Beside) -> Turn:
 
 
 def _split(text: str, beside: _Beside) -> Iterator[Part]:
-    """Cuts a text at its placeholders, where the row names media for them."""
+    """Cut a text at its placeholders, where the row names media for them."""
     if not beside.any:
         yield Part("text", text)
         return

@@ -1,4 +1,4 @@
-"""Reads rows of Hugging Face datasets: parquet and arrow files, saved folders, objects in memory.
+"""Read rows of Hugging Face datasets: parquet and arrow files, saved folders, objects in memory.
 
 Media stay encoded: they come as ``{"bytes", "path"}``, as the datasets keep them.
 """

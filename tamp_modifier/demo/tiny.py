@@ -312,7 +312,7 @@ def _video_llama2() -> tuple[Any, Any]:
     import transformers as tf
 
     class VideoLlama2(tf.Qwen2ForCausalLM):
-        """Puts features of video and sound where an id of -201 is, as VideoLLaMA2.1-AV does."""
+        """Put features of video and sound where an id of -201 is, as VideoLLaMA2.1-AV does."""
 
         def __init__(self, config: Any) -> None:
             super().__init__(config)

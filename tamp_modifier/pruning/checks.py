@@ -28,7 +28,7 @@ PRUNABLE_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 def check_weights(targets: Iterable[Target]) -> None:
-    """Refuses Linears whose weights are stored quantized.
+    """Refuse Linears whose weights are stored quantized.
 
     Raises:
         ValueError: with the first such Linears.
@@ -61,7 +61,7 @@ def check_columns(targets: Sequence[Target], prune_m: int) -> None:
 
 
 def check_quantized_before(targets: Iterable[Target], score: Score) -> None:
-    """Refuses a score that moves weights off the grid that an earlier quantization put them on.
+    """Refuse a score that moves weights off the grid that an earlier quantization put them on.
 
     Scores that only set weights to zero are fine: zero is on every grid.
 
@@ -84,7 +84,7 @@ def check_others(
     report_path: str | None,
     others: Iterable[tuple[Sequence[Target], str | None]],
 ) -> None:
-    """Refuses two TAMPModifiers in a recipe that prune the same Linears or write the same report.
+    """Refuse two TAMPModifiers in a recipe that prune the same Linears or write the same report.
 
     Args:
         targets: what this modifier prunes.
@@ -119,7 +119,7 @@ def refuse_bool(value: Any, field: str) -> Any:
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Refuses a report path that cannot be written, before hours of work go into the report.
+    """Refuse a report path that cannot be written, before hours of work go into the report.
 
     Raises:
         ReportError: a folder, or a place where no file can be made.

@@ -1,4 +1,4 @@
-"""Finds input columns that may change places, and gives them the order that N:4 loses least with.
+"""Find input columns that may change places, and give them the order that N:4 loses least with.
 
 Two kinds of columns are free, as what feeds them can be reordered without changing the model:
 
@@ -79,7 +79,7 @@ def find_free_columns(model: nn.Module, targets: Sequence[Target]) -> list[FreeC
 
 
 class ColumnOrder:
-    """Reorders the free columns of a model by the dense model's activations.
+    """Reorder the free columns of a model by the dense model's activations.
 
     Args:
         model: the model.

@@ -1,4 +1,4 @@
-"""Writes masks into the weights of a model, offloaded or not, and takes them back."""
+"""Write masks into the weights of a model, offloaded or not, and take them back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tamp_modifier.zeros import remembered as preserve
 
 
 class Pruner:
-    """Prunes Linears one by one.
+    """Prune Linears one by one.
 
     Args:
         score: how a Linear is pruned.
@@ -41,7 +41,7 @@ class Pruner:
 
     @torch.no_grad()
     def prune(self, target: Target, statistics: Statistics, sparsity: float, pattern: str) -> None:
-        """Prunes one Linear and checks that it has its sparsity and its pattern.
+        """Prune one Linear and check that it has its sparsity and its pattern.
 
         Args:
             target: the Linear.
@@ -76,7 +76,7 @@ class Pruner:
         patterns: Mapping[str, str],
         owners: Mapping[str, int],
     ) -> None:
-        """Prunes Linears and remembers their zeros.
+        """Prune Linears and remember their zeros.
 
         Each is pruned by its owner, who hands it to the other processes.
         """
@@ -123,7 +123,7 @@ class Pruner:
 
     @torch.no_grad()
     def undo(self) -> None:
-        """Brings all weights back that were kept."""
+        """Bring all weights back that were kept."""
         for target, removed in self._removed:
             with align_module_device(target.module):
                 weight = target.module.weight.detach().clone()
@@ -140,6 +140,6 @@ class Pruner:
         self.forget()
 
     def forget(self) -> None:
-        """Frees what was kept for :meth:`undo`."""
+        """Free what was kept for :meth:`undo`."""
         self._removed.clear()
         self._before.clear()

@@ -1,4 +1,4 @@
-"""Keeps what a pruning run has finished on disk, so that a run that was killed can go on.
+"""Keep what a pruning run has finished on disk, so that a run that was killed can go on.
 
 The folder holds
 
@@ -155,7 +155,7 @@ class Resume:
     # -- the pruning pass
 
     def watch(self, targets: Iterable[Target], register_hook: RegisterHook) -> None:
-        """Hooks the finished Linears, to know when their turn comes."""
+        """Hook the finished Linears, to know when their turn comes."""
         for target in targets:
             if target.name in self._finished:
                 register_hook(target.module, partial(self._pass, target.name), "forward")
@@ -166,7 +166,7 @@ class Resume:
     def restore_passed(
         self, targets: Iterable[Target], pruner: Pruner, selected: SelectionCollector
     ) -> list[Target]:
-        """Prunes the finished Linears whose samples have passed, as the earlier run did."""
+        """Prune the finished Linears whose samples have passed, as the earlier run did."""
         ready = [t for t in targets if t.name in self._passed and t.name not in pruner.reached]
         for target in ready:
             with safe_open(self._finished[target.name], "pt") as tensors:

@@ -35,7 +35,7 @@ class Numbered(Dataset[tuple[int, Encoded]]):
 
 
 class NumberedCollator:
-    """Joins numbered samples; the numbers go along as a list under NUMBERS.
+    """Join numbered samples; the numbers go along as a list under NUMBERS.
 
     Args:
         collator: joins the samples; pads on the right, so that token i of a sample is at i.

@@ -1,4 +1,4 @@
-"""Ends a run in time, and says when the student is compared and kept."""
+"""End a run in time, and say when the student is compared and kept."""
 
 from __future__ import annotations
 

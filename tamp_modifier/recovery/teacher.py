@@ -33,7 +33,7 @@ class Said:
 
 
 class Teacher(Protocol):
-    """Compares a student with the dense model."""
+    """Compare a student with the dense model."""
 
     def loss(self, inputs: dict[str, Tensor], numbers: Sequence[int], said: Said) -> Tensor:
         """Return the mean loss over the counted positions of a batch.

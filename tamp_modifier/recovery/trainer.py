@@ -32,7 +32,7 @@ class Diverged(RuntimeError):
 
 
 class Recovery(Trainer):
-    """Trains a student on what a teacher says.
+    """Train a student on the distribution of a teacher.
 
     Args:
         student: the model, made ready by `trained.make_trainable`.

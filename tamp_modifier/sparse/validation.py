@@ -1,4 +1,4 @@
-"""Checks that a packed weight is whole before any kernel reads it, and its checksum."""
+"""Check that a packed weight is whole before any kernel reads it, and its checksum."""
 
 from __future__ import annotations
 

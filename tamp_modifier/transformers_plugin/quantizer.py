@@ -42,7 +42,7 @@ class TampSparseConfig(QuantizationConfigMixin):
 
 
 class TampSparseQuantizer(HfQuantizer):
-    """Loads a packed checkpoint as the dense model that was packed."""
+    """Load a packed checkpoint as the dense model that was packed."""
 
     quantization_config: TampSparseConfig
 

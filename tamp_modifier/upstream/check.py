@@ -1,4 +1,4 @@
-"""Checks that another package still has the names that are relied on.
+"""Check that another package still has the names that are relied on.
 
 Imports nothing but the standard library: the tables of `upstream.names` and `vllm_plugin.names`
 are both checked here, and live in environments of their own.

@@ -1,4 +1,4 @@
-"""Saves the experts of a mixture-of-experts model under the names that the architecture reads.
+"""Save the experts of a mixture-of-experts model under the names that the architecture reads.
 
 llm-compressor replaces the fused experts of a model, one tensor for all of a layer, by one Linear
 per expert and projection, and leaves them so when it saves. Only few architectures read that; the
@@ -60,7 +60,7 @@ def make_linear(model: nn.Module) -> None:
 
 @torch.no_grad()
 def check_experts(model: nn.Module, modifiers: Iterable[Any] = ()) -> None:
-    """Refuses a model whose experts could not be saved, before anything is pruned.
+    """Refuse a model whose experts could not be saved, before anything is pruned.
 
     Args:
         model: the model, its experts made Linears of.

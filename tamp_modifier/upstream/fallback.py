@@ -1,4 +1,4 @@
-"""Runs a model as a whole where llm-compressor's sequential pipeline cannot cut it into layers.
+"""Run a model as a whole where llm-compressor's sequential pipeline cannot cut it into layers.
 
 The sequential pipeline traces the model and cuts the graph at the decoder layers. That goes wrong
 in three ways: tracing raises (BLIP-2, Chameleon, Emu3); the graph leaves decoder layers out; or its

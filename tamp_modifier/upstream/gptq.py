@@ -1,4 +1,4 @@
-"""Has GPTQ quantize pruned weights to zero.
+"""Have GPTQ quantize pruned weights to zero.
 
 GPTQ quantizes column by column and moves the columns that follow, pruned weights among them. So its
 loop is told which weights are pruned: these are quantized to zero when their column comes, and the

@@ -1,4 +1,4 @@
-"""Makes Linears of fused experts that llm-compressor does not know.
+"""Make Linears of fused experts that llm-compressor does not know.
 
 llm-compressor replaces the experts of a layer by one Linear per expert and projection where their
 class carries transformers' ``use_experts_implementation``. Aria's grouped GEMM and Step-3's experts

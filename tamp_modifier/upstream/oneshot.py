@@ -1,4 +1,4 @@
-"""Watches over every run of llm-compressor in this process."""
+"""Watch over every run of llm-compressor in this process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hides loguru's sinks for a while.
+"""Hide loguru's sinks for a while.
 
 loguru's public functions add sinks and delete them; a sink that is deleted is closed and cannot be
 added again. Its log files and those of the user are therefore set aside, unseen and untouched.

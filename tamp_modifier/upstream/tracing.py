@@ -1,4 +1,4 @@
-"""Corrects how llm-compressor's sequential pipeline traces some models and data.
+"""Correct how llm-compressor's sequential pipeline traces some models and data.
 
 Tracing turns the model into a graph that is cut at the decoder layers. Five things go wrong on the
 way, most of them without a word:
@@ -42,7 +42,7 @@ _DONE = "_tamp_corrected"
 
 
 def complete_tracing() -> None:
-    """Corrects llm-compressor's sequential pipeline; a second call does nothing.
+    """Correct llm-compressor's sequential pipeline; a second call does nothing.
 
     TAMPModifier calls it at initialization, before anything is traced. Call it yourself to use
     another modifier of llm-compressor on these models and data.

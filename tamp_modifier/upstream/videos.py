@@ -1,4 +1,4 @@
-"""Lets transformers process videos where torchvision cannot be used.
+"""Let transformers process videos where torchvision cannot be used.
 
 transformers' processors of Qwen-VL, Qwen-Omni and others have a part for videos, which asks for
 torchvision even where there is no video. PyPI's wheel of torchvision is made for one build of

@@ -35,7 +35,7 @@ from tamp_modifier.vllm_plugin.weights import Checks, JoiningMapper
 
 
 class TampSparseConfig(QuantizationConfig):
-    """Serves pruned Linears sparse and leaves everything else to vLLM.
+    """Serve pruned Linears sparse and leave everything else to vLLM.
 
     Args:
         inner: the config of a quantized checkpoint, None for bf16, fp16 and fp32 weights.

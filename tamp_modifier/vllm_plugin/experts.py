@@ -136,7 +136,7 @@ def _copy_whole(param: Tensor, loaded_weight: Tensor) -> None:
 
 
 class SparseExpertsMethod(FusedMoEMethodBase):
-    """Packs the experts of a layer as soon as they are loaded and multiplies with them packed.
+    """Pack the experts of a layer as soon as they are loaded and multiply with them packed.
 
     Experts without enough zeros stay dense and go back to vLLM's own method. The experts of a layer
     are judged together, as vLLM has one kernel for all of them.

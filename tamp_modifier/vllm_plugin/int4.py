@@ -36,7 +36,7 @@ def has_stock_kernel(scheme: Any) -> bool:
 
 @register_weight_loader_v2_supported_method
 class SparseInt4LinearMethod(SparseLinearMethod):
-    """Multiplies 16-bit inputs with the packed 4-bit weight of a compressed-tensors Linear.
+    """Multiply 16-bit inputs with the packed 4-bit weight of a compressed-tensors Linear.
 
     Args:
         dense: vLLM's method for the same Linear without sparsity.

@@ -28,7 +28,7 @@ logger = init_logger("vllm.plugins.tamp_sparse")  # vLLM shows only what is belo
 
 @dataclasses.dataclass
 class Summary:
-    """Adds up what is kept how, so that one line of vLLM's log tells it when all is loaded."""
+    """Add up what is kept how, so that one line of vLLM's log tells it when all is loaded."""
 
     expected: int = 0
     loaded: int = 0
@@ -109,7 +109,7 @@ def check_kept(name: str, kept: int, expected: int | None, whole: bool) -> None:
 
 @register_weight_loader_v2_supported_method
 class SparseLinearMethod(LinearMethodBase):
-    """Packs the weight of a Linear as soon as it is loaded and multiplies with the packed weight.
+    """Pack the weight of a Linear as soon as it is loaded and multiply with the packed weight.
 
     A weight without enough zeros, or whose dense kernel is faster (`checkpoint.served.kernel`),
     stays dense and goes back to vLLM's own method.

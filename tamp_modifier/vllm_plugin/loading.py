@@ -1,4 +1,4 @@
-"""Holds a Linear's weight on the meta device until the checkpoint brings it, then hands it over.
+"""Hold a Linear's weight on the meta device until the checkpoint brings it, then hand it over.
 
 vLLM allocates the weights of the whole model first and fills them afterwards. Here the memory of a
 weight exists only between its first and its last shard, so that loading peaks at the sparse model
@@ -46,7 +46,7 @@ def release_memory() -> None:
 
 
 class Copies(TorchDispatchMode):
-    """Notes what is copied where, as (target, source)."""
+    """Note what is copied where, as (target, source)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Copies(TorchDispatchMode):
 
 
 class DeferredWeight:
-    """Replaces a weight of `layer` by a meta tensor and collects its shards.
+    """Replace a weight of `layer` by a meta tensor and collect its shards.
 
     Args:
         layer: a vLLM layer whose weight has just been created.

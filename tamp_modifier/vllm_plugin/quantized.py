@@ -25,7 +25,7 @@ INT8 = torch.iinfo(torch.int8)
 
 
 class SparseW8A8LinearMethod(SparseLinearMethod):
-    """Brings the scales of a W8A8 scheme into one form: fp32, one for each output channel."""
+    """Bring the scales of a W8A8 scheme into one form: fp32, one for each output channel."""
 
     def process_weights_after_loading(self, layer: Any) -> None:
         """Check that the whole weight came, and convert the scales."""
@@ -40,7 +40,7 @@ class SparseW8A8LinearMethod(SparseLinearMethod):
 
 @register_weight_loader_v2_supported_method
 class SparseInt8LinearMethod(SparseW8A8LinearMethod):
-    """Multiplies INT8 inputs with the packed INT8 weight of a compressed-tensors Linear."""
+    """Multiply INT8 inputs with the packed INT8 weight of a compressed-tensors Linear."""
 
     def _keep(self, layer: Any, packed: sparse.PackedWeight) -> None:
         super()._keep(layer, packed)
@@ -89,7 +89,7 @@ class SparseInt8LinearMethod(SparseW8A8LinearMethod):
 
 @register_weight_loader_v2_supported_method
 class SparseFp8LinearMethod(SparseW8A8LinearMethod):
-    """Expands the packed FP8 weight of a compressed-tensors Linear in each call."""
+    """Expand the packed FP8 weight of a compressed-tensors Linear in each call."""
 
     def process_weights_after_loading(self, layer: Any) -> None:
         """Convert the scales."""

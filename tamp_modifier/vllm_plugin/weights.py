@@ -1,4 +1,4 @@
-"""Brings a packed checkpoint to vLLM's loaders, one Linear at a time.
+"""Bring a packed checkpoint to vLLM's loaders, one Linear at a time.
 
 vLLM passes the names and tensors of a checkpoint through a `WeightsMapper` that it asks the
 quantization config for. There the tensors of a packed weight become one `PackedTensor`, which looks

@@ -1,4 +1,4 @@
-"""Has the dense model answer the questions of the data, once: answers are kept in a file.
+"""Have the dense model answer the questions of the data, once: answers are kept in a file.
 
 The file is ``tamp-modifier/answers/DIGEST.jsonl`` in the user's folder for caches
 (``XDG_CACHE_HOME``, by default ``~/.cache``). The digest is that of the model: its config and the

@@ -39,7 +39,7 @@ def score_answers(
     ends: Collection[int] = (),
     step: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, TaskScore]:
-    """Asks a model all questions.
+    """Ask a model all questions.
 
     Args:
         model: takes the collator's batches and gives logits.

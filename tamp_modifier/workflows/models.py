@@ -1,4 +1,4 @@
-"""Loads a model and its processor, with one clear error where that fails."""
+"""Load a model and its processor, with one clear error where that fails."""
 
 from __future__ import annotations
 

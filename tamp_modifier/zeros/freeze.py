@@ -1,4 +1,4 @@
-"""Keeps the zeros of a model while it is trained. `freeze` is the way in."""
+"""Keep the zeros of a model while it is trained. `freeze` is the way in."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class FrozenZeros:
                 self._handles.append(weight.register_hook(_masking(bits)))
 
     def remove(self) -> None:
-        """Lets the weights go; a second call does nothing."""
+        """Let the weights go; a second call does nothing."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

@@ -1,4 +1,4 @@
-"""Keeps pruned weights zero in all that llm-compressor does next, and fails runs that do not.
+"""Keep pruned weights zero in all that llm-compressor does next, and fail runs that do not.
 
 SmoothQuant and AWQ scale columns, and rounding takes zero to zero, so most of a recipe keeps zeros
 by itself. GPTQ does not, and is told which weights are pruned: see `upstream.gptq`.
@@ -50,14 +50,14 @@ def _mask_of(module: nn.Module, device: torch.device) -> Tensor | None:
 
 
 def _check_run(model: nn.Module) -> None:
-    """Refuses lost zeros; only now, because llm-compressor wraps `save_pretrained` before a run."""
+    """Refuse lost zeros; only now, because llm-compressor wraps `save_pretrained` before a run."""
     refuse_lost_zeros(model)
     if preserve.remembered(model):
         complete_when_saved(model)
 
 
 def keep_zeros(model: nn.Module) -> list[str]:
-    """Remembers the zeros of a pruned model that was loaded, and guards them in later runs.
+    """Remember the zeros of a pruned model that was loaded, and guard them in later runs.
 
     Args:
         model: its Linears with some zeros, but not only zeros, are remembered.
@@ -112,7 +112,7 @@ def refuse_lost_zeros(model: nn.Module) -> None:
 
 
 def forget_changed(model: nn.Module) -> None:
-    """Forgets the masks of Linears that were changed since they were pruned, with a warning."""
+    """Forget the masks of Linears that were changed since they were pruned, with a warning."""
     changed = []
     for name, module in preserve.remembered(model).items():
         with align_module_device(module):

@@ -1,4 +1,4 @@
-"""Remembers which weights of a model are pruned, one bit a weight, and finds those that came back.
+"""Remember which weights of a model are pruned, one bit a weight, and find those that came back.
 
 A mask lies on its Linear as a plain attribute: it is in no state dict, stays where the weight is
 offloaded, and lives as long as the model.
@@ -29,7 +29,7 @@ class PrunedBits:
 
     @classmethod
     def of(cls, pruned: Tensor) -> PrunedBits:
-        """Packs a mask.
+        """Pack a mask.
 
         Args:
             pruned: bool [out, in], True = pruned; the bits stay on its device.
@@ -55,7 +55,7 @@ def _shifts(device: torch.device) -> Tensor:
 
 @torch.no_grad()
 def remember(module: nn.Module, weight: Tensor) -> None:
-    """Remembers the zeros of a Linear as pruned.
+    """Remember the zeros of a Linear as pruned.
 
     Args:
         module: the Linear.
