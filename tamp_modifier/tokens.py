@@ -120,14 +120,14 @@ def token_types(
 
     Args:
         input_ids: token ids, any integer type, [batch, sequence].
-        ids: modality name to its placeholder ids, see :func:`modality_token_ids`. May be empty:
+        ids: modality name to its placeholder ids, see `modality_token_ids`. May be empty:
             then every token is text.
 
     Returns:
         int64 [batch, sequence]: 0 text, 1 image, 2 video, 3 audio.
 
     Raises:
-        ValueError, TypeError: see :func:`parse_modality_token_ids`; or ``input_ids`` is not 2D.
+        ValueError, TypeError: see `parse_modality_token_ids`; or ``input_ids`` is not 2D.
     """
     if input_ids.dim() != 2 or input_ids.is_floating_point():
         raise ValueError(

@@ -10,7 +10,7 @@ from tamp_modifier.allocation.budget import check_budget
 
 
 class Allocation(ABC):
-    """How sparsity is shared out. A new rule is one subclass, listed in `ALLOCATIONS`.
+    """The rule that shares sparsity out. A new one is a subclass, listed in `ALLOCATIONS`.
 
     Attributes:
         name: what the user calls it.
@@ -55,7 +55,17 @@ class Allocation(ABC):
         sparsity: float,
         max_sparsity: float,
     ) -> dict[str, float]:
-        """Sparsity of every Linear, for a budget that has been checked."""
+        """Return the sparsity of every Linear, for a budget that has been checked.
+
+        Args:
+            importance: Linear -> what the rule measures; empty where it measures nothing.
+            numel: Linear -> number of weights.
+            sparsity: share of all weights that is pruned, in (0, 1).
+            max_sparsity: cap of a single Linear, in [sparsity, 1].
+
+        Returns:
+            Linear -> sparsity in [0, max_sparsity]; numel x sparsity sums up to sparsity x total.
+        """
 
     def __call__(
         self,
@@ -64,16 +74,7 @@ class Allocation(ABC):
         sparsity: float,
         max_sparsity: float,
     ) -> dict[str, float]:
-        """Sparsity of every Linear.
-
-        Args:
-            importance: Linear -> what the rule measures.
-            numel: Linear -> number of weights.
-            sparsity: share of all weights that is pruned, in (0, 1).
-            max_sparsity: cap of a single Linear, in [sparsity, 1].
-
-        Returns:
-            Linear -> sparsity in [0, max_sparsity]; numel x sparsity sums up to sparsity x total.
+        """Check the budget, and share it out with `share_out`, whose arguments these are.
 
         Raises:
             ValueError: values out of range, with the name.

@@ -3,7 +3,7 @@
 AMIA weights tokens by the last row of the causal softmax attention. Eager attention is forced
 during calibration, so an attention module returns its weights next to its output. Hybrid decoders
 mix softmax attention with layers that have no such weights (linear attention, Mamba): for these
-:func:`find_attention_module` returns None, and the caller falls back to uniform attention.
+`find_attention_module` returns None, and the caller falls back to uniform attention.
 """
 
 from __future__ import annotations

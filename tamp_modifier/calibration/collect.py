@@ -198,7 +198,7 @@ class SelectionCollector:
         return {"counts": self._counts.get(name), "indices": kept, "attention": attention}
 
     def recall(self, name: str, record: Mapping[str, Any]) -> None:
-        """Take in what :meth:`record` told of a Linear in an earlier run."""
+        """Take in what `record` told of a Linear in an earlier run."""
         self._counts[name] = record["counts"] or []
         if record["indices"] is not None:
             self._indices[name] = {s: torch.tensor(t) for s, t in record["indices"]}

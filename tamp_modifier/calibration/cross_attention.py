@@ -68,7 +68,7 @@ def states_of(
         batch: the batch that passes through.
         inputs: [..., in_features], the states of all samples in their order.
         outputs: [..., out_features].
-        real: from :func:`real_states`.
+        real: from `real_states`.
     """
     x, y = inputs.flatten(0, -2), outputs.flatten(0, -2)
     size = batch.types.shape[0]

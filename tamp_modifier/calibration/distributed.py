@@ -56,11 +56,16 @@ def ranks() -> int:
 
 
 def partition(samples: Sequence[T]) -> list[T]:
-    """Return this process's share of the calibration samples: a run of neighbours, as llm-
-    compressor does.
+    """Return this process's share of the calibration samples: neighbours, as in llm-compressor.
 
     In the order of the processes the shares are the samples again, so that one process with all of
     them and many with a share each see the same order.
+
+    Args:
+        samples: all samples, the same in every process.
+
+    Returns:
+        Neighbouring samples; all of them without `torch.distributed`.
 
     Raises:
         ValueError: fewer samples than processes.

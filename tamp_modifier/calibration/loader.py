@@ -15,7 +15,7 @@ class RepeatableLoader:
     """A loader that shows the same batches in the same order every time it is iterated.
 
     llm-compressor's own sampler is random and draws anew in every pass, from torch's global
-    generator. Every iteration starts from the random state at construction, which :meth:`rewind`
+    generator. Every iteration starts from the random state at construction, which `rewind`
     brings back for the pass that iterates the loader itself.
     """
 

@@ -95,7 +95,7 @@ def find_targets(
 
     Args:
         model: the model.
-        layers: its decoder layers, from :func:`find_decoder_layers`.
+        layers: its decoder layers, from `find_decoder_layers`.
         targets: class names, module names or ``re:`` patterns.
         ignore: the same; what they match is left alone.
 
@@ -155,7 +155,7 @@ def left_dense(
     experts that are one tensor of three dimensions, convolutions, what `ALWAYS_IGNORED` names.
 
     Args:
-        layers: the decoder layers, from :func:`find_decoder_layers`.
+        layers: the decoder layers, from `find_decoder_layers`.
         targets: what is pruned.
 
     Returns:

@@ -74,7 +74,7 @@ def told(names: Iterable[str], choice: str | None) -> list[str]:
 
     Args:
         names: their Linears.
-        choice: see :func:`why_not`.
+        choice: see `why_not`.
 
     Returns:
         What the report says, with every expert; empty where there is none.

@@ -265,10 +265,13 @@ def pack_checkpoint(
         min_sparsity: in (0, 1]; the least fraction of zeros of a weight to be packed.
         progress: called with (tensor name, shard number from 0, number of shards).
 
+    Returns:
+        What was packed, and how large it was and is.
+
     Raises:
         FileNotFoundError: `source` or one of its files is missing.
-        ValueError: bad arguments, unreadable files, a weight does not fit config.json, `source` is
-            packed, or no weight is sparse enough.
+        ValueError: bad arguments, `out` is not empty, unreadable files, a weight does not fit
+            config.json, `source` is packed, or no weight is sparse enough.
     """
     if not (0 < min_sparsity <= 1) or math.isnan(min_sparsity):
         raise ValueError(f"min_sparsity must be in (0, 1], got {min_sparsity}")
@@ -317,6 +320,14 @@ def unpack_checkpoint(
     """Write the packed (or legacy) checkpoint `source` to the new folder `out` with dense tensors.
 
     config.json then carries the marker of layout "dense", and the plugin still serves it sparse.
+
+    Args:
+        source: folder with config.json and safetensors files.
+        out: must not exist, or be empty.
+        progress: called with (tensor name, shard number from 0, number of shards).
+
+    Returns:
+        What was unpacked, and how large the written tensors are.
 
     Raises:
         FileNotFoundError: `source` or one of its files is missing.

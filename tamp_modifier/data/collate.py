@@ -170,7 +170,7 @@ class Collator:
 def make_loader(
     samples: Any, collator: Callable[[list[Any]], Any], batch_size: int = 1
 ) -> DataLoader:
-    """Return a DataLoader in the given order, as calibration needs it: the same in every pass.
+    """Make a DataLoader in the given order, as calibration needs it: the same in every pass.
 
     Args:
         samples: encoded samples, mappings of tensors, rows as in a file (``docs/data.md``), or a
@@ -178,6 +178,9 @@ def make_loader(
         collator: joins them; a `Collator` where there are rows to encode. Any other function gets
             the samples as they are.
         batch_size: samples of one batch.
+
+    Returns:
+        A DataLoader of the model's inputs, tensors by name, without shuffling.
 
     Raises:
         DataError: a row cannot be used, or there is none.

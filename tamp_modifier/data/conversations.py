@@ -60,6 +60,9 @@ def read_conversations(
         need_answer: whether a conversation must end with something that the assistant says.
         bad: takes note of rows that cannot be used, as many as it tolerates; none by default.
 
+    Returns:
+        The conversations, in the order of the rows; of a folder, in that of the names of its files.
+
     Raises:
         FileNotFoundError: there is no such file or folder.
         DataError: a file of another form, a conversation that is not complete, media that do not

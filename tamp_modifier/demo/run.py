@@ -249,7 +249,7 @@ def decoder_linears(model: Any) -> dict[str, Any]:
 
 
 def sparsity_of(model: Any) -> float:
-    """Share of zeros among the weights of :func:`decoder_linears`."""
+    """Share of zeros among the weights of `decoder_linears`."""
     weights = [linear.weight for linear in decoder_linears(model).values()]
     zeros = sum(int((weight == 0).sum()) for weight in weights)
     return zeros / sum(weight.numel() for weight in weights)

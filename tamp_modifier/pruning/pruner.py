@@ -21,8 +21,8 @@ class Pruner:
 
     Args:
         score: how a Linear is pruned.
-        keep_removed: keep the pruned weights (on the CPU) until :meth:`forget`, so that
-            :meth:`undo` can bring them back. Costs as much memory as was pruned, or as all of the
+        keep_removed: keep the pruned weights (on the CPU) until `forget`, so that
+            `undo` can bring them back. Costs as much memory as was pruned, or as all of the
             weights where the score changes those that stay.
 
     Attributes:
@@ -140,6 +140,6 @@ class Pruner:
         self.forget()
 
     def forget(self) -> None:
-        """Free what was kept for :meth:`undo`."""
+        """Free what was kept for `undo`."""
         self._removed.clear()
         self._before.clear()

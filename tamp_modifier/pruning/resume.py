@@ -155,7 +155,7 @@ class Resume:
     # -- the pruning pass
 
     def watch(self, targets: Iterable[Target], register_hook: RegisterHook) -> None:
-        """Hook the finished Linears, to know when their turn comes."""
+        """Register hooks on the finished Linears, to know when their turn comes."""
         for target in targets:
             if target.name in self._finished:
                 register_hook(target.module, partial(self._pass, target.name), "forward")

@@ -224,8 +224,11 @@ def recover_model(
     Args:
         pair: models and samples; the student is changed.
         settings: what is asked for.
-        folder: for the states of the run. One that was killed goes on from there.
+        folder: for the states of the run. A run that was killed resumes from there.
         step: called with (phase, done, total).
+
+    Returns:
+        What was trained, the curve of the held-out loss in nats, and why the run ended.
 
     Raises:
         ValueError: the student has no zeros, the samples are too few, or no rate can be found.

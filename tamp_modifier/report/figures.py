@@ -91,7 +91,7 @@ def draw_sparsity_grid(
         limits: Sparsities at the ends of the colour scale; chosen from the data if None.
 
     Returns:
-        The picture, for :func:`add_sparsity_bar`.
+        The picture, for `add_sparsity_bar`.
     """
     grid = by_type_and_layer(report)
     layers = _layers(report)
@@ -123,7 +123,7 @@ def draw_sparsity_grid(
 
 
 def add_sparsity_bar(figure: Figure, image: AxesImage, axes: Axes | Sequence[Axes]) -> None:
-    """Add the colour scale of :func:`draw_sparsity_grid` beside one or several axes."""
+    """Add the colour scale of `draw_sparsity_grid` beside one or several axes."""
     bar = figure.colorbar(image, ax=axes, pad=0.02)
     bar.set_label("sparsity")
     bar.ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")

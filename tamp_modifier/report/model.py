@@ -45,7 +45,7 @@ class LinearReport:
         shape: ``[out_features, in_features]``.
         numel: Number of weights.
         importance: DAS importance, the sum of the diversity terms; ``None`` if not measured.
-        similarities: Mean cosine similarity per pair of modalities, keyed as by :func:`pair_name`.
+        similarities: Mean cosine similarity per pair of modalities, keyed as by `pair_name`.
         allocated: Sparsity given to this Linear, as a fraction of its weights.
         pattern: ``"0:0"`` for unstructured, ``"N:M"`` (N of every M are zero), or ``"dense"``.
         reached: Fraction of its weights that are zero after pruning.
@@ -157,7 +157,7 @@ class PruningReport:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PruningReport:
-        """Read a report that :meth:`save` wrote.
+        """Read a report that `save` wrote.
 
         Raises:
             FileNotFoundError: There is no such file.

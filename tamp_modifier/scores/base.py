@@ -18,12 +18,12 @@ selecting the smallest needs (fp32 value and int64 place, for the pruned half), 
 
 
 class Score(ABC):
-    """How one Linear is pruned. A new score is one subclass, listed in `SCORES`.
+    """The score by which one Linear is pruned. A new one is a subclass, listed in `SCORES`.
 
     Attributes:
         name: what the user calls it.
-        needs_tokens: whether it looks at the selected tokens at all.
-        keeps_weights: whether the weights that stay are as they were.
+        needs_tokens: whether it reads the selected tokens at all.
+        keeps_weights: whether the remaining weights are unchanged.
         by_row: whether every row has the same number of zeros.
     """
 
@@ -34,13 +34,26 @@ class Score(ABC):
 
     @abstractmethod
     def statistics(self, in_features: int) -> Statistics:
-        """Empty statistics that take in the selected tokens of one Linear."""
+        """Return empty statistics of one Linear, which take in its selected tokens.
+
+        Args:
+            in_features: width of its input.
+        """
 
     @abstractmethod
     def prune(
         self, weight: Tensor, statistics: Statistics, sparsity: float, mask_structure: str
     ) -> Tensor:
-        """Return pruned weight; `weight` [out, in] may be overwritten, `statistics` are used up.
+        """Return the pruned weight.
+
+        Args:
+            weight: [out, in]; may be overwritten.
+            statistics: from `statistics`, filled; used up.
+            sparsity: share of the weights that is set to zero, in [0, 1].
+            mask_structure: "0:0", or "N:M": N of every M consecutive weights of a row are zero.
+
+        Returns:
+            [out, in] in the dtype of `weight`, with exactly this sparsity.
 
         Raises:
             ValueError: no token was selected; weights or statistics that are not finite.
@@ -52,11 +65,11 @@ class Score(ABC):
     # -- what it costs, for the estimate
 
     def collecting(self, in_features: int) -> float:
-        """Floating-point operations a selected token; next to none by default."""
+        """Return floating-point operations a selected token; next to none by default."""
         return 0.0
 
     def solving(self, in_features: int, out_features: int) -> float:
-        """Floating-point operations of pruning one Linear; next to none by default."""
+        """Return floating-point operations of pruning one Linear; next to none by default."""
         return 0.0
 
     def statistics_bytes(self, in_features: int) -> int:

@@ -12,7 +12,7 @@ from tamp_modifier.tokens import TEXT
 
 
 class Selection(ABC):
-    """Which tokens of one sample enter the statistics of one Linear. A new rule is one subclass.
+    """The rule that selects the tokens which enter the statistics of a Linear. Subclass it.
 
     Attributes:
         name: what the user calls it.
@@ -29,7 +29,7 @@ class Selection(ABC):
 
     @abstractmethod
     def select(self, outputs: Tensor, token_types: Tensor, attention: Tensor | None) -> Tensor:
-        """Sorted indices of the selected tokens.
+        """Return the sorted indices of the selected tokens, int64 [n].
 
         Args:
             outputs: [N, d] outputs of the Linear, padding removed.
@@ -38,7 +38,7 @@ class Selection(ABC):
         """
 
     def weights(self, token_types: Tensor, sample_size: int) -> Tensor | None:
-        """How much each selected token counts in the statistics; only ratios matter.
+        """Return how much each selected token counts in the statistics; only ratios matter.
 
         Args:
             token_types: [n] modality of each selected token.
@@ -50,7 +50,7 @@ class Selection(ABC):
         return None
 
     def operations(self, tokens: float, out_features: int) -> float:
-        """Floating-point operations of one choice, for the estimate; none by default.
+        """Return the floating-point operations of one choice, for the estimate; none by default.
 
         Args:
             tokens: of one sample.
@@ -59,7 +59,7 @@ class Selection(ABC):
         return 0.0
 
     def memory(self, tokens: int) -> int:
-        """Bytes that one choice among the tokens of a sample takes, for the estimate."""
+        """Return the bytes that one choice among the tokens of a sample takes, for the estimate."""
         return 0
 
 

@@ -172,7 +172,13 @@ def _choose() -> str:
 
 
 def backend() -> str:
-    """Name of the path that multiplies on CPU, one of `paths`."""
+    """Return the name of the path that multiplies on this CPU, one of `paths`.
+
+    ``TAMP_SPARSE_PATH`` forces one; "torch" where no native library was built.
+
+    Raises:
+        ValueError: ``TAMP_SPARSE_PATH`` names a path that does not exist or cannot run here.
+    """
     return _in_use or _choose()
 
 

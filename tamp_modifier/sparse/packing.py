@@ -38,6 +38,9 @@ def pack(weight: Tensor) -> PackedWeight:
     Args:
         weight: ``[out, in]``, bf16, fp16, fp32, fp8 (e4m3fn, e5m2) or int8.
 
+    Returns:
+        The packed weight, on the device of the dense one.
+
     Raises:
         TypeError: `weight` is no tensor.
         ValueError: wrong number of dimensions or dtype.
@@ -50,7 +53,10 @@ def pack(weight: Tensor) -> PackedWeight:
 
 
 def unpack(packed: PackedWeight) -> Tensor:
-    """Return the dense weight ``[out, in]`` of a packed one.
+    """Return the dense weight ``[out, in]`` of a packed one, in its dtype and on its device.
+
+    Args:
+        packed: a weight from `pack` or `from_tensors`; it is validated first.
 
     Raises:
         ValueError: the tensors of `packed` do not fit each other.

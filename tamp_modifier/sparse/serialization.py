@@ -92,6 +92,14 @@ def packed_checksum(header: Tensor) -> int:
 def to_tensors(packed: PackedWeight, name: str) -> dict[str, Tensor]:
     """Return the three tensors that store the weight `name`.
 
+    Args:
+        packed: the weight.
+        name: its full name in the checkpoint, such as "model.layers.0.mlp.up_proj.weight".
+
+    Returns:
+        Mask int32 ``[blocks, tiles, 4]``, values ``[kept]`` and header int64 ``[6]``, by `name`
+        with the suffixes of `PACKED_SUFFIXES`.
+
     Raises:
         ValueError: the weight is larger than `storable` allows.
     """

@@ -13,7 +13,7 @@ from tamp_modifier.zeros.remembered import PrunedBits, pruned_bits
 
 
 class FrozenZeros:
-    """Zeros that are kept until :meth:`remove`; a context manager, too.
+    """Zeros that are kept until `remove`; a context manager, too.
 
     Attributes:
         names: the Linears whose zeros are kept.
@@ -65,8 +65,6 @@ def freeze(model: nn.Module) -> FrozenZeros:
     moments and gradient norms alone; and after every step of an optimizer that holds such a weight
     the zeros are set again, so that momentum from before or noise does not move them. Parameters,
     their names, the optimizer's state and the state dict stay as they are.
-
-    ::
 
         with freeze(model):
             train(model, torch.optim.AdamW(model.parameters()))
