@@ -218,8 +218,8 @@ def test_the_modifier_keeps_the_report_of_its_run(tmp_path: Path) -> None:
         ({"mask_structure": "5:4"}, "mask_structure"),
         ({"mask_structure": 124}, 'YAML reads 2:4 without quotes; write mask_structure: "2:4"'),
         ({"selection_options": {"num_neighbors": True}}, "num_neighbors .* a number, got True"),
-        ({"max_sparsity": True}, "max_sparsity: True is no number"),
-        ({"allocation": {"a": True}}, "allocation: True is no number"),
+        ({"max_sparsity": True}, "max_sparsity must be a number, got True"),
+        ({"allocation": {"a": True}}, "allocation must be a number, got True"),
         (
             {"mask_structure": "2:4", "sparsity": 0.9},
             "sparsity must be at most 0.5 with mask_structure '2:4'",
@@ -257,7 +257,7 @@ def test_a_bad_field_is_refused_by_name(fields: dict[str, Any], message: str) ->
     [
         ({"targets": ["re:.*no_such"]}, "match no Linear"),
         ({"targets": []}, "targets is empty"),
-        ({"targets": ["re:("]}, "targets: 're:\\(' is no regular expression"),
+        ({"targets": ["re:("]}, "targets: 're:\\(' is not a regular expression"),
         ({"targets": ["Linear", "re:.*lm_head"]}, "output head"),
         ({"report_path": "/proc/report.json"}, "report_path '/proc/report.json' cannot be written"),
         ({"ignore": ["Linear"]}, "all ignored"),

@@ -119,7 +119,7 @@ def check_importance(importance: Mapping[str, float], numel: Mapping[str, int]) 
     """Refuse importance that is missing, negative or not finite."""
     missing = [name for name in numel if name not in importance]
     if missing:
-        raise ValueError(f"there is no importance for {some(missing)}")
+        raise ValueError(f"importance is missing for {some(missing)}")
     for name in numel:
         if not (math.isfinite(importance[name]) and importance[name] >= 0):
             raise ValueError(

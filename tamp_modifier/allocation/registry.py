@@ -75,7 +75,7 @@ def explicit_allocation(
     if missing:
         raise ValueError(f"allocation gives no sparsity for {some(missing)}")
     if unknown:
-        raise ValueError(f"allocation names what is no target Linear: {some(unknown)}")
+        raise ValueError(f"allocation names Linears that are not targets: {some(unknown)}")
     for name, value in sparsities.items():
         if not 0.0 <= value < 1.0:
             raise ValueError(f"allocation[{name!r}] must be in [0, 1), got {value}")

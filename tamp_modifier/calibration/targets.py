@@ -103,7 +103,7 @@ def find_targets(
         The targets in order of the model, and the ``ignore`` patterns that matched no module.
 
     Raises:
-        ValueError: no target, a target that matches nothing or is no regular expression, nothing
+        ValueError: no target, a target that matches nothing or is not a regular expression, nothing
             left after ignoring, or the output head.
     """
     if not targets:
@@ -220,7 +220,7 @@ def _check_patterns(field: str, patterns: Sequence[str]) -> None:
                 re.compile(pattern[3:])
             except re.error as error:
                 raise ValueError(
-                    f"{field}: {pattern!r} is no regular expression: {error}"
+                    f"{field}: {pattern!r} is not a regular expression: {error}"
                 ) from None
 
 

@@ -75,7 +75,7 @@ def add_skip_bad(parser: argparse._ActionsContainer) -> None:
         type=count,
         default=0,
         metavar="N",
-        help="go on without rows that cannot be used, N at most, and list them (default: none)",
+        help="leave out up to N rows that cannot be used, and list them (default: none)",
     )
 
 

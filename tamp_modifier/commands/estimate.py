@@ -13,9 +13,9 @@ def add_parser(subparsers: Any) -> None:
     """Add the command to the parser of ``tamp``."""
     parser = subparsers.add_parser(
         "estimate",
-        help="tell what time and memory pruning a model will take",
-        description="Estimate time and memory of pruning a model from its config alone: an "
-        "estimate, not a measurement. docs/scale.md tells what it counts.",
+        help="estimate the time and memory that pruning a model takes",
+        description="Estimate time and memory of pruning a model from its config alone, "
+        "without measuring anything. docs/scale.md says what is counted.",
     )
     parser.add_argument("model", metavar="MODEL", help="folder or name of the model")
     parser.add_argument("--samples", type=positive, default=128, help="default: %(default)s")

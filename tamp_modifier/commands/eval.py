@@ -29,7 +29,7 @@ def add_parser(subparsers: Any) -> None:
         "--data", type=Path, required=True, metavar="DATA", help="conversations, as in tamp prune"
     )
     parser.add_argument(
-        "--reference", metavar="MODEL", help="the dense model; adds how much of it is kept"
+        "--reference", metavar="MODEL", help="the dense model; adds the retained accuracy"
     )
     parser.add_argument("--samples", type=positive, help="how many (default: all)")
     parser.add_argument(
@@ -142,7 +142,7 @@ def _print(summary: dict[str, Any]) -> None:
         "nll": "NLL",
         "reference_accuracy": "right, reference",
         "reference_nll": "NLL, reference",
-        "retention": "kept",
+        "retention": "retained",
     }
     fields = list(summary["mean"])
     table = Table(title=f"{summary['model']}", title_justify="left")

@@ -53,7 +53,7 @@ def _add_arguments(parser: argparse.ArgumentParser, source: str) -> None:
 
 
 def run_pack(args: argparse.Namespace) -> None:
-    """Pack, and tell how large the pruned Linears were and are."""
+    """Pack, and print how large the pruned Linears were and are."""
     from tamp_modifier.checkpoint.pack import pack_checkpoint
     from tamp_modifier.checkpoint.served import MIN_SPARSITY
 
@@ -64,7 +64,7 @@ def run_pack(args: argparse.Namespace) -> None:
 
 
 def run_unpack(args: argparse.Namespace) -> None:
-    """Unpack, and tell what was written."""
+    """Unpack, and print what was written."""
     from tamp_modifier.checkpoint.pack import unpack_checkpoint
 
     with shard_progress("unpacking") as progress:

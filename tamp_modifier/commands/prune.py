@@ -43,8 +43,8 @@ def add_parser(subparsers: Any) -> None:
         "prune",
         help="prune a model with TAMP, and save it",
         description="Calibrate MODEL with the conversations in DATA, prune the Linears of its text "
-        "decoder, and write model, processor and report to the new folder OUT. A run that was "
-        "killed goes on where it was when the same command is given again.",
+        "decoder, and write model, processor and report to the new folder OUT. Run the same "
+        "command again to resume a run that was killed.",
     )
     parser.add_argument(
         "model", metavar="MODEL", help="folder of the model, or its name on the hub"
@@ -62,26 +62,28 @@ def add_parser(subparsers: Any) -> None:
     _add_calibration(parser.add_argument_group("calibration"))
     add_dtype(parser)
     parser.add_argument(
-        "--restart", action="store_true", help="forget what a killed run has finished"
+        "--restart", action="store_true", help="start over instead of resuming a killed run"
     )
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="read the data, and tell what would be pruned and what it takes; write nothing",
+        help="print what would be pruned, and the estimated time and memory; write nothing",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.set_defaults(run=run)
 
 
 def _add_method(group: Any) -> None:
-    group.add_argument("--preset", help='"best" sets the rules and score that keep the most')
     group.add_argument(
-        "--sparsity", type=float, help="share of the weights that goes (default: 0.5)"
+        "--preset", help='"best" is what to try first: SparseGPT with a refit, modalities balanced'
+    )
+    group.add_argument(
+        "--sparsity", type=float, help="share of the weights that is removed (default: 0.5)"
     )
     group.add_argument("--mask-structure", metavar="N:M", help='"0:0" (default) or as "2:4"')
     group.add_argument("--allocation", help="how the budget is shared out (default: das)")
-    group.add_argument("--selection", help="which tokens count (default: amia)")
-    group.add_argument("--score", help="what weights are pruned by (default: wanda)")
+    group.add_argument("--selection", help="which tokens enter the statistic (default: amia)")
+    group.add_argument("--score", help="how weights are ranked (default: wanda)")
     group.add_argument(
         "--max-sparsity", type=float, help="cap of a single Linear (default: sparsity + 0.1)"
     )
@@ -122,7 +124,7 @@ def _add_calibration(group: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Prune, or tell what would be done."""
+    """Prune, or print what would be done."""
     from tamp_modifier.commands.output import phases
     from tamp_modifier.files import check_output
     from tamp_modifier.quiet import library_silence

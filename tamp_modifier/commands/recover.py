@@ -23,8 +23,8 @@ def add_parser(subparsers: Any) -> None:
         help="train what a pruned model has kept; the dense model teaches",
         description="Train the kept weights of PRUNED so that it says what the dense model DENSE "
         "says to the conversations in DATA, and write the result to the new folder OUT. Zeros stay "
-        "zero, towers are not trained, no labels are needed. A run that was killed goes on where "
-        "it was when the same command is given again.",
+        "zero, towers are not trained, no labels are needed. Run the same "
+        "command again to resume a run that was killed.",
     )
     parser.add_argument("model", metavar="PRUNED", help="folder of the pruned model")
     parser.add_argument(
@@ -39,11 +39,13 @@ def add_parser(subparsers: Any) -> None:
     length.add_argument("--tokens", type=positive, metavar="N", help="read in training")
     length.add_argument("--samples", type=positive, metavar="N", help="read in training")
     _add_training(parser.add_argument_group("training (see docs/recovery.md)"))
-    parser.add_argument("--restart", action="store_true", help="forget what a killed run has done")
+    parser.add_argument(
+        "--restart", action="store_true", help="start over instead of resuming a killed run"
+    )
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="train a few steps on the longest samples, tell memory and time; write nothing",
+        help="train a few steps on the longest samples, print memory and time; write nothing",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.set_defaults(
@@ -126,7 +128,7 @@ def settings_of(args: argparse.Namespace) -> RecoverySettings:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Recover, or tell what it would take."""
+    """Recover, or print what it would take."""
     from tamp_modifier.commands.output import phases
     from tamp_modifier.files import check_output
     from tamp_modifier.quiet import library_silence

@@ -92,7 +92,7 @@ def _check_outputs(args: argparse.Namespace) -> None:
     if args.media is not None and page is None:
         raise ValueError("--media is for the page, give --html FILE too")
     if args.media is not None and not args.media.is_dir():
-        raise ValueError(f"--media must name a folder, {args.media} is none")
+        raise ValueError(f"--media must name a folder, got {args.media}")
     if page is not None and page.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"--html must name a file that ends with .html, got {page}")
     if page is not None and page.is_dir():

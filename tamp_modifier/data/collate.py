@@ -190,7 +190,7 @@ def make_loader(
     else:
         data = [collator.encode(row.value, row.place) for row in rows_in_memory(samples)]
     if not data:
-        raise DataError("there is no sample in the data")
+        raise DataError("the data hold no sample")
     loaded: Any = data
     return DataLoader(loaded, batch_size=batch_size, shuffle=False, collate_fn=collator)
 
@@ -250,7 +250,7 @@ def _batched(key: str, value: Any, name: str) -> torch.Tensor:
         value = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError):
         raise DataError(
-            f"{name}: {key} is {short(value)}, which is no tensor; leave it out, or leave out "
+            f"{name}: {key} is {short(value)}, which is not a tensor; leave it out, or leave out "
             "input_ids to have the row encoded"
         ) from None
     return value[None] if key in PER_TOKEN and value.dim() == 1 else value

@@ -200,8 +200,8 @@ class Encoder:
         for kind, tokens in self._placeholders.items():
             if not media and torch.isin(inputs["input_ids"], torch.tensor(list(tokens))).any():
                 raise DataError(
-                    f"{conversation.name}: the text holds the model's mark for {kind}, but there "
-                    f"is no {kind}"
+                    f"{conversation.name}: the text holds the model's placeholder for {kind}, "
+                    f"but the conversation has no {kind}"
                 )
         return inputs
 
@@ -217,7 +217,7 @@ class Encoder:
         if start >= len(whole) or not torch.equal(whole[:start], prompt):
             raise DataError(
                 f"{conversation.name}: the chat template writes the question differently when the "
-                "answer follows, so where the answer starts cannot be told"
+                "answer follows, so the start of the answer cannot be found"
             )
         return start
 

@@ -107,14 +107,14 @@ def check_others(
 
 
 def refuse_bool(value: Any, field: str) -> Any:
-    """Pass on what is no truth value, which Python would take for 0 or 1.
+    """Pass on a value that is not a bool, which Python would take for 0 or 1.
 
     Raises:
         ValueError: True or False, also inside of a dict.
     """
     for item in value.values() if isinstance(value, dict) else [value]:
         if isinstance(item, bool):
-            raise ValueError(f"{field}: {item} is no number")
+            raise ValueError(f"{field} must be a number, got {item}")
     return value
 
 
@@ -141,7 +141,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 
 
 def unseen(names: Iterable[str], has_seen: Callable[[str], bool]) -> str | None:
-    """Return why a run cannot go on: target Linears that saw no sample, in any process.
+    """Return why a run cannot continue: target Linears that saw no sample, in any process.
 
     Args:
         names: the target Linears.
@@ -160,7 +160,7 @@ def unseen(names: Iterable[str], has_seen: Callable[[str], bool]) -> str | None:
 
 
 def not_finite(names: Iterable[str], is_finite: Callable[[str], bool]) -> str | None:
-    """Return why a run cannot go on: Linears whose activations are NaN or infinite somewhere.
+    """Return why a run cannot continue: Linears whose activations are NaN or infinite somewhere.
 
     Args:
         names: the Linears.

@@ -46,7 +46,7 @@ VALUES = 4096
 
 
 RUN = "run.json"
-ANEW = "Start anew with --restart, or remove that folder"
+ANEW = "Start over with --restart, or remove that folder"
 
 
 class ResumeError(ValueError):
@@ -62,7 +62,7 @@ def forget(folder: Path) -> None:
     if not os.path.lexists(folder):
         return
     if folder.is_symlink() or not folder.is_dir():
-        raise ResumeError(f"{folder} is no folder of a run of tamp-modifier; it is not removed")
+        raise ResumeError(f"{folder} is not a folder of a pruning run, so it is not removed")
     if any(folder.iterdir()) and not (folder / RUN).is_file():
         raise ResumeError(f"{_foreign(folder)}; it is not removed")
     shutil.rmtree(folder)
@@ -112,8 +112,8 @@ class Resume:
         different = _differences(before, now)
         if different:
             raise ResumeError(
-                f"{self._folder} is of another run: {'; '.join(different)}. {ANEW}, or run as "
-                "before to go on"
+                f"{self._folder} is of another run: {'; '.join(different)}. {ANEW}, or give the "
+                "earlier settings to resume"
             )
         for file in sorted(self._folder.glob("*.safetensors")):
             self._finished |= dict.fromkeys(_check_layer(file), file)

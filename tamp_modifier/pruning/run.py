@@ -181,7 +181,7 @@ class PruningRun:
         if self._pruner.reached:
             logger.warning(
                 f"{len(self._pruner.reached)} of {len(self.targets)} Linears are pruned and stay "
-                "so; load the model anew"
+                "so; load the model again"
             )
         elif self._columns is not None:
             self._columns.undo()

@@ -76,10 +76,10 @@ def parse(content: Any, source: str) -> dict[str, dict[str, Choice]]:
         source: its name in errors.
 
     Raises:
-        ValueError: it is no table, or an entry has a value that is not allowed.
+        ValueError: it is not a table, or an entry has a value that is not allowed.
     """
     if not isinstance(content, Mapping) or content.get("format") != "tamp-gpu-table":
-        raise ValueError(f"{source} is no tamp-gpu-table")
+        raise ValueError(f"{source} is not a tamp-gpu-table")
     if content.get("version") != 1:
         raise ValueError(f"{source} has version {content.get('version')!r}, known is 1")
     cards = content.get("cards")

@@ -166,7 +166,7 @@ def _empty_experts(container: LinearExperts2D, model: nn.Module) -> Any:
     """
     cls = _source_class(container)
     if cls is None:
-        raise ValueError(f"{type(container).__name__} does not tell what experts it replaces")
+        raise ValueError(f"{type(container).__name__} does not say which experts it replaces")
     config = getattr(container, "_source_config", None)
     if config is None:
         config = model.config.get_text_config()  # type: ignore[operator, union-attr]

@@ -184,8 +184,8 @@ def recover(job: Job, out: Path, restart: bool = False, step: Step = lambda *_: 
             done = recover_model(pair, job.settings, partial, step)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
-                f"the training so far is kept in {partial}: the same command goes on from there, "
-                "with --restart it starts anew"
+                f"the training so far is kept in {partial}: run the same command to resume, "
+                "or add --restart to start over"
             ) from None
         step("saving", 0, 0)
         report = _report(job, done, pair.student)
@@ -204,7 +204,7 @@ def recover(job: Job, out: Path, restart: bool = False, step: Step = lambda *_: 
 
 
 def _claim(partial: Path, job: Job, restart: bool) -> None:
-    """Make the folder of the training, or go on in one with the same settings."""
+    """Make the folder of the training, or resume in one with the same settings."""
     mine = {"student": job.student, "teacher": job.teacher, **job.settings.to_dict()}
     mine["samples"] = len(job.prepared.encoded)
     file = partial / SETTINGS_FILE

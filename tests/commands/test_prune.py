@@ -176,7 +176,7 @@ def test_a_full_disk_leaves_nothing_half_written_and_the_layers_for_the_next_run
     assert {path.name for path in tmp_path.iterdir()} == {"out.partial"}
 
     line = fails(capsys, *command(out, data, "--sparsity", "0.6"))
-    assert "out.partial is of another run: it has sparsity 0.5, this run 0.6. Start anew" in line
+    assert "out.partial is of another run: it has sparsity 0.5, this run 0.6. Start over" in line
     line = fails(capsys, *command(out, data, "--samples", "2"))
     assert "its calibration data had other values" in line
     line = fails(capsys, *command(out, data, "--dtype", "float32"))

@@ -106,7 +106,7 @@ CASES: dict[str, Callable[[Path], list[str]]] = {
     "a recipe with a key that is given twice": lambda f: with_recipe(
         f, "sparsity: 0.3", "sparsity: 0.5"
     ),
-    "a text with the model's mark for a picture, without one": lambda f: data(
+    "a text with the model's placeholder for a picture, without one": lambda f: data(
         f, {"text": "what does <image> mean ?"}
     ),
     "a recipe that is none": lambda f: with_file(

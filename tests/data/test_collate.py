@@ -252,7 +252,7 @@ def test_rows_that_cannot_be_joined_are_named() -> None:
         collator([3])
     with pytest.raises(DataError, match="sample 0 of the batch: messages is .*, which is no tenso"):
         collator([{"input_ids": [1], "messages": [{"role": "user"}]}])
-    with pytest.raises(DataError, match="there is no sample in the data"):
+    with pytest.raises(DataError, match="the data hold no sample"):
         make_loader([], collator)
 
 

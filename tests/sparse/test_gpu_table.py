@@ -58,7 +58,7 @@ def test_a_wrong_entry_is_named(change: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": "else"}, "t.json is no tamp-gpu-table"),
+        ({"format": "else"}, "t.json is not a tamp-gpu-table"),
         ({"version": 2}, "t.json has version 2, known is 1"),
         ({"cards": {}}, 't.json: cards must have an entry "default"'),
         ({"cards": {"default": {"float": ENTRY}}}, "t.json: default lacks int8, int4"),
