@@ -9,7 +9,11 @@ import re
 from html import escape
 
 BOX = re.compile(r"(\w+)(?:\[([^\]]*)\])?")
-WIDTH, HEIGHT, GAP_X, GAP_Y, MARGIN = 132, 54, 34, 26, 4
+HEIGHT, GAP_X, GAP_Y, MARGIN = 54, 34, 26, 4
+LETTERS = 7.4, 6.2
+"""Pixels of a letter in the first line of a box, and in the lines below it."""
+Place = tuple[float, float, float]
+"""Left and upper edge of a box, and its width."""
 
 
 def flowchart(text: str) -> str:
@@ -32,11 +36,12 @@ def flowchart(text: str) -> str:
             names.append(found[1])
             labels[found[1]] = found[2] or labels.get(found[1], found[1])
         edges += list(zip(names, names[1:], strict=False))
-    return _draw(labels, edges, _places(list(labels), edges))
+    return _draw(labels, edges, _places(labels, edges))
 
 
-def _places(names: list[str], edges: list[tuple[str, str]]) -> dict[str, tuple[float, float]]:
-    """Left upper corner of each box: columns by the longest way to it, rows by appearance."""
+def _places(labels: dict[str, str], edges: list[tuple[str, str]]) -> dict[str, Place]:
+    """Place the boxes: columns by the longest way to a box, rows by appearance."""
+    names = list(labels)
     rank = dict.fromkeys(names, 0)
     for _ in names:
         for begin, end in edges:
@@ -45,45 +50,45 @@ def _places(names: list[str], edges: list[tuple[str, str]]) -> dict[str, tuple[f
         raise ValueError("the arrows of a flowchart must not run in a circle")
     columns = [[name for name in names if rank[name] == column] for column in range(len(names))]
     most = max(map(len, columns))
-    return {
-        name: (
-            MARGIN + rank[name] * (WIDTH + GAP_X),
-            MARGIN + (row + (most - len(column)) / 2) * (HEIGHT + GAP_Y),
-        )
-        for column in columns
-        for row, name in enumerate(column)
-    }
+    places: dict[str, Place] = {}
+    left = float(MARGIN)
+    for column in filter(None, columns):
+        width = max(_width(labels[name]) for name in column)
+        for row, name in enumerate(column):
+            top = MARGIN + (row + (most - len(column)) / 2) * (HEIGHT + GAP_Y)
+            places[name] = (left, top, width)
+        left += width + GAP_X
+    return places
 
 
-def _draw(
-    labels: dict[str, str],
-    edges: list[tuple[str, str]],
-    places: dict[str, tuple[float, float]],
-) -> str:
-    width = max(x for x, _ in places.values()) + WIDTH + MARGIN
-    height = max(y for _, y in places.values()) + HEIGHT + MARGIN
+def _width(label: str) -> float:
+    first, *others = label.split("<br>")
+    large, small = LETTERS
+    return 28 + max([large * len(first), *(small * len(line) for line in others)])
+
+
+def _draw(labels: dict[str, str], edges: list[tuple[str, str]], places: dict[str, Place]) -> str:
+    width = max(x + box for x, _, box in places.values()) + MARGIN
+    height = max(y for _, y, _ in places.values()) + HEIGHT + MARGIN
     parts = [
         f'<div class="diagram"><svg viewBox="0 0 {width:g} {height:g}" role="img">',
         '<defs><marker id="arrow" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="8" '
         'markerHeight="8" orient="auto"><path d="M0 0 8 4 0 8z"/></marker></defs>',
     ]
     for begin, end in edges:
-        (x, y), (to_x, to_y) = places[begin], places[end]
-        start, stop = x + WIDTH, to_x - 2
-        y, to_y = y + HEIGHT / 2, to_y + HEIGHT / 2
+        (x, y, box), (stop, to_y, _) = places[begin], places[end]
+        start, y, to_y = x + box, y + HEIGHT / 2, to_y + HEIGHT / 2
         middle = (start + stop) / 2
         parts.append(
             f'<path class="edge" marker-end="url(#arrow)" d="M{start:g} {y:g}'
             f'C{middle:g} {y:g} {middle:g} {to_y:g} {stop:g} {to_y:g}"/>'
         )
     for name, label in labels.items():
-        x, y = places[name]
-        parts.append(f'<rect x="{x:g}" y="{y:g}" width="{WIDTH}" height="{HEIGHT}" rx="6"/>')
+        x, y, box = places[name]
+        parts.append(f'<rect x="{x:g}" y="{y:g}" width="{box:g}" height="{HEIGHT}" rx="6"/>')
         lines = label.split("<br>")
         for row, line in enumerate(lines):
             baseline = y + HEIGHT / 2 + 5 + (row - (len(lines) - 1) / 2) * 18
             kind = "" if row == 0 else ' class="detail"'
-            parts.append(
-                f'<text{kind} x="{x + WIDTH / 2:g}" y="{baseline:g}">{escape(line)}</text>'
-            )
+            parts.append(f'<text{kind} x="{x + box / 2:g}" y="{baseline:g}">{escape(line)}</text>')
     return "".join([*parts, "</svg></div>"])

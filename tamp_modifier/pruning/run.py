@@ -232,7 +232,7 @@ class PruningRun:
         if self._measurement is not None and not self._settings.one_pass:
             self._measurement = resume.load_measurement() or self._measurement
         if resume.finished:
-            logger.info(f"TAMP goes on after {len(resume.finished)} Linears of an earlier run")
+            logger.info(f"TAMP continues after {len(resume.finished)} Linears of an earlier run")
 
     def _permute(self, loader: RepeatableLoader, columns: ColumnOrder) -> None:
         """Give columns another order, after a pass that looks at their activations."""

@@ -146,7 +146,7 @@ def _title(origin: Origin) -> str:
 def _introduction(origin: Origin, report: PruningReport | None) -> str:
     base = "A model" if origin.base is None else _code(shown_name(origin.base))
     if report is None:
-        return f"{base} with pruned weights; no report tells how it was pruned."
+        return f"{base} with pruned weights; no report says how it was pruned."
     text = f"{base} with {report.reached_sparsity:.1%} zeros in its {len(report.linears)} pruned "
     if not report.settings:
         return f"{text}Linears; another tool pruned it."

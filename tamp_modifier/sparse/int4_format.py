@@ -214,7 +214,7 @@ def validate_int4(packed: PackedInt4, name: str = "weight") -> None:
     elif packed.zeros is not None and packed.zeros.numel() and packed.zeros.max() > LARGEST_CODE:
         problem = f"zeros go up to {int(packed.zeros.max())}, a code to {LARGEST_CODE}"
     elif packed.order is not None and not is_permutation(packed.order):
-        problem = "order is no permutation of the columns"
+        problem = "order is not a permutation of the columns"
     if problem is not None:
         raise ValueError(f"{name}: {problem}")
 

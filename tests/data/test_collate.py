@@ -250,7 +250,9 @@ def test_rows_that_cannot_be_joined_are_named() -> None:
         make_loader([ROW, {**ROW, "image": "no.png"}], collator)
     with pytest.raises(DataError, match="sample 0 of the batch: expected an object, got 3"):
         collator([3])
-    with pytest.raises(DataError, match="sample 0 of the batch: messages is .*, which is no tenso"):
+    with pytest.raises(
+        DataError, match="sample 0 of the batch: messages is .*, which is not a tensor"
+    ):
         collator([{"input_ids": [1], "messages": [{"role": "user"}]}])
     with pytest.raises(DataError, match="the data hold no sample"):
         make_loader([], collator)

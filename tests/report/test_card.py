@@ -121,7 +121,7 @@ def test_packing_gives_a_card_to_a_folder_without_one(
     pack_checkpoint(folder, tmp_path / "packed")
     card = (tmp_path / "packed" / CARD_FILE).read_text()
     assert "# Pruned model" in card and "stored packed" in card
-    assert ("no report tells how it was pruned" in card) == (report != "ours")
+    assert ("no report says how it was pruned" in card) == (report != "ours")
 
 
 def test_a_quantized_checkpoint_names_its_quantization(folder: Path, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_validate_names_what_is_wrong():
         ({"offsets": packed.offsets + 1}, "the offsets are not those of the mask"),
         ({"scale": packed.scale[:, :1].contiguous()}, "scale has shape"),
         ({"zeros": packed.zeros + 16}, "zeros go up to"),
-        ({"order": packed.order.clamp(max=50)}, "order is no permutation"),
+        ({"order": packed.order.clamp(max=50)}, "order is not a permutation"),
         ({"shape": (7, 61)}, "order has shape"),
         ({"group_size": 48}, "group_size is 48"),
     ):
