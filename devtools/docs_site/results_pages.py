@@ -22,13 +22,6 @@ from devtools.docs_site.pages import ROOT
 
 RESULTS = ROOT / "docs" / "results"
 CAPTION = re.compile(r"^\*\*(.+)\*\*$", re.MULTILINE)
-KERNELS = {
-    "kernels-zen4": ("bf16, AVX-512", "make bench-kernels"),
-    "kernels-zen3": ("bf16, AVX2", "make bench-kernels"),
-    "kernels-int8-zen3": ("INT8 weights and activations, AVX2", "make bench-kernels-int8"),
-    "kernels-int4-zen3": ("4-bit weights, AVX2", "make bench-kernels-int4"),
-}
-"""Result file -> what was measured, and the command."""
 
 
 def quality() -> str:
@@ -90,11 +83,11 @@ def calibration_() -> str:
 def kernels_() -> str:
     """Return the time of one Linear, sparse and dense."""
     parts = []
-    for name, (title, command) in KERNELS.items():
-        found = _read(RESULTS / f"{name}.json")
-        machine = found["machine"]
-        parts.append(f"## {title}")
-        parts.append(f"`{command}`, [all numbers]({name}.json). One thread, microseconds.")
+    for path in sorted(RESULTS.glob("kernels-*.json"), key=_order_of_kernels):
+        found = _read(path)
+        machine, (what, command) = found["machine"], _kernel(found)
+        parts.append(f"## {what}, {machine['path']}")
+        parts.append(f"`{command}`, [all numbers]({path.name}). One thread, microseconds.")
         parts.append(
             _provenance(
                 [f"{machine['cpu']}, {machine['cores']} cores, path `{machine['path']}`"],
@@ -114,6 +107,22 @@ def kernels_() -> str:
         "",
         *parts,
     )
+
+
+def _kernel(found: Mapping[str, Any]) -> tuple[str, str]:
+    """Return what was multiplied, and the command."""
+    if "group_size" in found:
+        return "4-bit weights", "make bench-kernels-int4"
+    if found["dtype"] == "int8":
+        return "INT8 weights and activations", "make bench-kernels-int8"
+    return found["dtype"], "make bench-kernels"
+
+
+def _order_of_kernels(path: Path) -> tuple[int, str]:
+    """Return the place on the page: floating point, INT8, 4 bits; earlier runs first."""
+    commands = ("make bench-kernels", "make bench-kernels-int8", "make bench-kernels-int4")
+    found = _read(path)
+    return commands.index(_kernel(found)[1]), found["machine"]["date"]
 
 
 def serving() -> str:
