@@ -36,8 +36,8 @@ DODGE = 0.5
 def draw(cells: Sequence[Cell], folder: Path) -> list[Path]:
     """Write the figures.
 
-    ``quality.png`` has the main methods, ``quality-all.png`` all of them; ``retained-MODEL.png`` and
-    ``quality-tasks-MODEL.png`` are of each model.
+    ``quality.png`` has the main methods, ``quality-all.png`` all of them; ``retained-MODEL.png``
+    and ``quality-tasks-MODEL.png`` are of each model.
     """
     found = blocks(cells)
     paths = [

@@ -59,7 +59,7 @@ class Score(ABC):
             ValueError: no token was selected; weights or statistics that are not finite.
         """
 
-    def forget(self) -> None:
+    def forget(self) -> None:  # noqa: B027, most scores keep nothing
         """Free what pruning one Linear left for the next one; nothing by default."""
 
     # -- what it costs, for the estimate
