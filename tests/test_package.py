@@ -69,6 +69,14 @@ def test_the_method_works_where_llmcompressor_is_absent() -> None:
     )
 
 
+def test_what_is_missing_is_told_where_everything_is_missing() -> None:
+    said = python(
+        "from tamp_modifier import cli\ncli.main(['env'])\n",
+        absent=("llmcompressor", "vllm", "transformers", "safetensors", "numpy", "packaging"),
+    )
+    assert "to prune" in said and "CPU kernels" in said
+
+
 def test_asking_for_the_modifier_without_llmcompressor_tells_what_to_install() -> None:
     python(
         "import tamp_modifier\n"

@@ -6,10 +6,13 @@ import os
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tamp_modifier.checkpoint.files import Header
 from tamp_modifier.sparse.format import BLOCK_ROWS, TILE_COLUMNS
 from tamp_modifier.sparse.serialization import MASK_SUFFIX, VALUES_SUFFIX
+
+if TYPE_CHECKING:  # it needs safetensors, which `tamp env` does without
+    from tamp_modifier.checkpoint.files import Header
 
 _LEGACY_MASK, _LEGACY_VALUES = ".bitmask", ".compressed"
 
