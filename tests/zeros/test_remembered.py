@@ -23,6 +23,21 @@ def test_bits_give_the_mask_back(rows: int, columns: int, share: float, seed: in
         assert bool(bits.bits[index // 8] >> (index % 8) & 1) == pruned
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("turned", [False, True])
+def test_what_is_pruned_is_cleared_and_nothing_else(dtype: torch.dtype, turned: bool) -> None:
+    pruned = torch.rand(7, 13) < 0.5
+    values = torch.randn(13, 7).T if turned else torch.randn(7, 13)
+    values[pruned] = torch.tensor([float("nan"), float("inf"), -1.0]).repeat(31)[: pruned.sum()]
+    values = values.to(dtype)
+    bits = preserve.PrunedBits.of(pruned)
+    cleared = bits.cleared(values)
+    assert cleared.dtype == dtype and torch.equal(cleared[~pruned], values[~pruned])
+    assert bool((cleared[pruned] == 0).all()) and not cleared[pruned].signbit().any()
+    bits.clear(values)
+    assert torch.equal(values, cleared)
+
+
 def linear(share: float = 0.5) -> nn.Linear:
     module = nn.Linear(24, 10, bias=False)
     with torch.no_grad():
