@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-POSITIONS = 256
-"""Positions whose distributions are compared at once: a vocabulary times them stays small."""
+POSITIONS = 64
+"""Positions whose distributions are compared at once: a vocabulary times them stays in caches."""
 
 
 def counted_positions(
@@ -28,6 +32,40 @@ def counted_positions(
     media = torch.isin(input_ids, torch.tensor(list(placeholders), device=input_ids.device).long())
     real = attention_mask.bool()
     return real[:, :-1] & real[:, 1:] & ~media[:, 1:]
+
+
+def logits_at(
+    model: Any, inputs: Mapping[str, Tensor], counted: Tensor, hidden: bool = False
+) -> tuple[Tensor, Sequence[Tensor] | None]:
+    """Run a model, and return its logits where they count.
+
+    The output head of a large vocabulary is a good part of a small model's work, so it runs on
+    positions that count in some sample alone, where the model can be told so.
+
+    Args:
+        model: of transformers, or one that wraps it as ``module``.
+        inputs: of the model.
+        counted: bool [samples, tokens - 1], positions that count.
+        hidden: whether hidden states are wanted.
+
+    Returns:
+        Logits [counted positions, vocabulary], sample by sample; hidden states of each layer,
+        [samples, tokens, features], or None.
+    """
+    places = counted.any(0).nonzero()[:, 0]
+    told = (
+        {"logits_to_keep": places} if _takes_places(type(getattr(model, "module", model))) else {}
+    )
+    outputs = model(**inputs, use_cache=False, output_hidden_states=hidden, **told)
+    logits = outputs.logits if told else outputs.logits[:, places]
+    here = counted[:, places]
+    logits = logits.flatten(0, 1) if bool(here.all()) else logits[here]
+    return logits, getattr(outputs, "hidden_states", None)
+
+
+@cache
+def _takes_places(kind: type[nn.Module]) -> bool:
+    return "logits_to_keep" in inspect.signature(kind.forward).parameters
 
 
 def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
@@ -50,12 +88,41 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Te
     if student.shape != teacher.shape:
         raise ValueError(f"student logits {list(student.shape)}, teacher {list(teacher.shape)}")
 
-    def part(mine: Tensor, theirs: Tensor) -> Tensor:
-        wanted = (theirs.float() / temperature).log_softmax(-1)
-        found = (mine.float() / temperature).log_softmax(-1)
-        return (wanted.exp() * (wanted - found)).sum()
+    return _Divergence.apply(student, teacher, temperature)
 
-    return _mean(part, student, teacher) * temperature**2
+
+class _Divergence(torch.autograd.Function):
+    """The divergence, and on the way its gradient: (q - p) times temperature over positions.
+
+    Autograd would keep several copies of [positions, vocabulary] and pass over them again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+        count = max(1, len(student))
+        gradient = torch.empty_like(student) if ctx.needs_input_grad[0] else None
+        total = student.new_zeros((), dtype=torch.float32)
+        for begin in range(0, len(student), POSITIONS):
+            part = slice(begin, begin + POSITIONS)
+            wanted = _log_shares(teacher[part], temperature)
+            found = _log_shares(student[part], temperature)
+            shares = wanted.exp()
+            total += wanted.sub_(found).mul_(shares).sum()
+            if gradient is not None:
+                gradient[part] = found.exp_().sub_(shares).mul_(temperature / count)
+        ctx.save_for_backward(gradient)
+        return total / count * temperature**2
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * outer.to(gradient.dtype), None, None
+
+
+def _log_shares(logits: Tensor, temperature: float) -> Tensor:
+    scaled = logits.float() if temperature == 1 else logits.float() / temperature
+    return scaled.log_softmax(-1)
 
 
 def divergence_of_top(

@@ -14,7 +14,12 @@ from torch import Tensor
 
 from tamp_modifier.data import Collator, Encoded
 from tamp_modifier.files import whole_file
-from tamp_modifier.recovery.losses import divergence, divergence_of_top, hidden_error
+from tamp_modifier.recovery.losses import (
+    divergence,
+    divergence_of_top,
+    hidden_error,
+    logits_at,
+)
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,7 @@ class Said:
     """A student's outputs for a batch.
 
     Attributes:
-        logits: [samples, tokens, vocabulary].
+        logits: [positions, vocabulary], those that count, sample by sample (`losses.logits_at`).
         hidden: [samples, tokens, features] of each layer; None where they are not compared.
         counted: bool [samples, tokens - 1], positions that count (`losses.counted_positions`).
     """
@@ -61,22 +66,16 @@ class LiveTeacher:
 
     def loss(self, inputs: dict[str, Tensor], numbers: Sequence[int], said: Said) -> Tensor:
         """See `Teacher`."""
-        with torch.no_grad():
-            found = self.model(
-                **_of_type(inputs, self.model.dtype),
-                use_cache=False,
-                output_hidden_states=self.hidden > 0,
-            )
         counted = said.counted
-        loss = divergence(
-            said.logits[:, :-1][counted], found.logits[:, :-1][counted], self.temperature
-        )
+        with torch.no_grad():
+            theirs, states = logits_at(
+                self.model, _of_type(inputs, self.model.dtype), counted, self.hidden > 0
+            )
+        loss = divergence(said.logits, theirs, self.temperature)
         if self.hidden:
-            assert said.hidden is not None
+            assert said.hidden is not None and states is not None
             loss = loss + self.hidden * hidden_error(
-                [states[:, :-1] for states in said.hidden],
-                [states[:, :-1] for states in found.hidden_states],
-                counted,
+                [mine[:, :-1] for mine in said.hidden], [own[:, :-1] for own in states], counted
             )
         return loss
 
@@ -95,14 +94,13 @@ class KeptTeacher:
 
     def loss(self, inputs: dict[str, Tensor], numbers: Sequence[int], said: Said) -> Tensor:
         """See `Teacher`."""
-        logits, indices, shares = [], [], []
-        for row, number in enumerate(numbers):
+        indices, shares = [], []
+        for number in numbers:
             with safe_open(answer_file(self.folder, number), "pt") as file:
                 indices.append(file.get_tensor("indices").to(said.logits.device).long())
                 shares.append(file.get_tensor("log_shares").to(said.logits.device))
-            logits.append(said.logits[row, :-1][said.counted[row]])
         return divergence_of_top(
-            torch.cat(logits), torch.cat(indices), torch.cat(shares), self.temperature
+            said.logits, torch.cat(indices), torch.cat(shares), self.temperature
         )
 
 
@@ -139,8 +137,8 @@ def ask_once(
         path = answer_file(folder, number)
         if not path.exists():
             batch = {name: value.to(model.device) for name, value in collator([sample]).items()}
-            logits = model(**_of_type(batch, model.dtype), use_cache=False).logits[:, :-1]
-            logits = logits[counted(batch)].float() / temperature
+            logits, _ = logits_at(model, _of_type(batch, model.dtype), counted(batch))
+            logits = logits.float() / temperature
             top = logits.log_softmax(-1).topk(min(top_k, logits.shape[-1]), dim=-1)
             tensors = {
                 "indices": top.indices.to("cpu", torch.int32).contiguous(),

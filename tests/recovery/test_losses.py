@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from tamp_modifier.recovery.losses import (
     POSITIONS,
@@ -14,6 +17,7 @@ from tamp_modifier.recovery.losses import (
     divergence,
     divergence_of_top,
     hidden_error,
+    logits_at,
 )
 
 
@@ -84,3 +88,51 @@ def test_the_error_of_hidden_states_is_relative_to_the_teachers() -> None:
     assert float(hidden_error(teacher, teacher, counted)) == 0
     scaled = [1.5 * states for states in teacher]
     assert float(hidden_error(scaled, teacher, counted)) == pytest.approx(0.25)
+
+
+class _Head(nn.Module):
+    """A model of transformers' shape: an embedding as hidden states, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(10, 4)
+        self.head = nn.Linear(4, 10)
+        self.shapes: list[torch.Size] = []
+
+    def answer(self, states: Tensor, hidden: bool) -> Any:
+        logits = self.head(states)
+        self.shapes.append(logits.shape)
+        return SimpleNamespace(logits=logits, hidden_states=(states,) if hidden else None)
+
+
+class _Whole(_Head):
+    def forward(
+        self, input_ids: Tensor, use_cache: bool = True, output_hidden_states: bool = False
+    ) -> Any:
+        return self.answer(self.embed(input_ids), output_hidden_states)
+
+
+class _Placed(_Head):
+    def forward(
+        self,
+        input_ids: Tensor,
+        use_cache: bool = True,
+        output_hidden_states: bool = False,
+        logits_to_keep: Tensor | int = 0,
+    ) -> Any:
+        return self.answer(self.embed(input_ids)[:, logits_to_keep], output_hidden_states)
+
+
+@pytest.mark.parametrize("counted", [[[1, 1, 0, 1], [1, 1, 0, 1]], [[1, 0, 0, 1], [0, 1, 0, 0]]])
+@pytest.mark.parametrize("kind", [_Whole, _Placed])
+def test_logits_are_those_that_count_and_the_head_does_not_run_on_others(
+    kind: type[_Head], counted: list[list[int]]
+) -> None:
+    torch.manual_seed(0)
+    model, mask = kind(), torch.tensor(counted).bool()
+    ids = torch.randint(10, (2, 5))
+    wanted = model.head(model.embed(ids))[:, :-1][mask]
+    found, hidden = logits_at(model, {"input_ids": ids}, mask, hidden=True)
+    torch.testing.assert_close(found, wanted)
+    assert hidden is not None and logits_at(model, {"input_ids": ids}, mask)[1] is None
+    assert model.shapes[0][1] == (3 if kind is _Placed else 5)
