@@ -67,6 +67,9 @@ def _add_training(group: Any) -> None:
         metavar="SCHEME",
         help="W8A8 or W4A16: train against the rounded weights, and save the model quantized",
     )
+    group.add_argument(
+        "--group-size", type=positive, help="columns that share a scale in W4A16 (default: 128)"
+    )
     group.add_argument("--learning-rate", type=float, help="default: found by a short probe")
     group.add_argument("--batch-size", type=positive, help="samples at once (default: 4)")
     group.add_argument(
@@ -106,6 +109,7 @@ def settings_of(args: argparse.Namespace) -> RecoverySettings:
     options = {
         "temperature": args.temperature_of_logits,
         "scheme": args.quantized,
+        "group": args.group_size,
         **{
             name: getattr(args, name)
             for name in (

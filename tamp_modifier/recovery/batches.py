@@ -10,6 +10,9 @@ from torch.utils.data import Dataset
 
 from tamp_modifier.data import Collator, DataError, Encoded
 
+MOST_HELD_OUT = 32
+"""Samples; comparing on more would take longer than it tells."""
+
 NUMBERS = "sample_numbers"
 """Key of a batch with the number of each sample, by which the teacher finds what it has said."""
 
@@ -56,7 +59,7 @@ def split(samples: Sequence[Encoded], held_out: float, seed: int) -> tuple[Numbe
 
     Args:
         samples: all of them.
-        held_out: share that is held out, at least one sample.
+        held_out: share that is held out, at least one sample and `MOST_HELD_OUT` at most.
         seed: of the draw.
 
     Returns:
@@ -72,5 +75,6 @@ def split(samples: Sequence[Encoded], held_out: float, seed: int) -> tuple[Numbe
         )
     numbers = list(range(len(samples)))
     random.Random(seed).shuffle(numbers)
-    count = min(len(numbers) - 1, max(1, round(held_out * len(numbers))))
+    count = max(1, round(held_out * len(numbers)))
+    count = min(count, len(numbers) - 1, MOST_HELD_OUT)
     return Numbered(samples, sorted(numbers[count:])), Numbered(samples, sorted(numbers[:count]))

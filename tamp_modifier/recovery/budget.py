@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +42,20 @@ class Budget(TrainerCallback):
     Args:
         kind: "minutes", "tokens" or "samples".
         limit: how much of it ends the run.
+        clock: tells seconds; by default wall time.
 
     Attributes:
-        seconds: wall time of training so far; comparing and saving do not count.
+        seconds: time of training so far, by the clock; comparing and saving do not count.
         tokens: that were read so far.
         samples: that were read so far.
         curve: of each comparison the above and ``loss``, the held-out loss in nats.
         reason: why the run ended; "" while it goes on.
     """
 
-    def __init__(self, kind: str, limit: float) -> None:
-        self.kind, self.limit = kind, limit
+    def __init__(
+        self, kind: str, limit: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.kind, self.limit, self.clock = kind, limit, clock
         self.seconds = 0.0
         self.tokens = self.samples = 0
         self.curve: list[dict[str, float]] = []
@@ -68,8 +71,8 @@ class Budget(TrainerCallback):
 
     @property
     def elapsed(self) -> float:
-        """Wall time of training so far, in seconds."""
-        running = 0.0 if self._since is None else time.monotonic() - self._since
+        """Time of training so far, in seconds."""
+        running = 0.0 if self._since is None else self.clock() - self._since
         return self.seconds + running
 
     @property
@@ -91,7 +94,7 @@ class Budget(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
     ) -> None:
         """Start the clock."""
-        self._since = time.monotonic()
+        self._since = self.clock()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any

@@ -4,18 +4,35 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-RATES = (3e-5, 1e-4, 3e-4, 1e-3)
-"""Learning rates that are tried, from the lowest; the first that is worse than its best forerunner
-by a lot ends the probe."""
+RATE, WIDTH = 3e-4, 576
+"""A learning rate that does for a model of this width; Adam's goes down with the width (Yang et
+al., arXiv 2203.03466, table 3)."""
+FACTORS = (1 / 3, 1.0, 3.0)
+"""What the probe multiplies that rate by, from the lowest."""
 
 STEPS = 4
-"""Steps with each rate."""
+"""Steps with each rate, of one batch."""
+COMPARED = 2
+"""Held-out batches that are compared."""
+
+
+def usual_rate(width: int) -> float:
+    """Return a learning rate that does for models of a width (features of a hidden state)."""
+    return float(f"{RATE * WIDTH / width:.2g}")
+
+
+def probe_batches() -> float:
+    """Batches' worth of forward passes of both models that a probe takes, about.
+
+    A backward pass takes as long as two forward passes.
+    """
+    return len(FACTORS) * (2 * STEPS + COMPARED) + COMPARED
 
 
 @dataclass(frozen=True)
@@ -40,8 +57,7 @@ def probe(
     loss_of: Callable[[Mapping[str, Tensor]], Tensor],
     batches: Iterable[Mapping[str, Tensor]],
     held_out: Iterable[Mapping[str, Tensor]],
-    accumulation: int,
-    rates: tuple[float, ...] = RATES,
+    rates: Sequence[float],
     step: Callable[[int, int], None] = lambda done, total: None,
 ) -> Probe:
     """Train from the same weights with each rate, and compare; the weights come back.
@@ -49,10 +65,9 @@ def probe(
     Args:
         model: the student; its parameters that need gradients are trained.
         loss_of: the loss of a batch.
-        batches: STEPS times `accumulation` batches are taken, the same for each rate.
+        batches: of the steps, the same for each rate.
         held_out: batches that are compared.
-        accumulation: batches of a step.
-        rates: tried in turn.
+        rates: tried in turn, from the lowest; one that is worse by half than the best ends it.
         step: called after every rate with how many are done, and of how many.
 
     Raises:
@@ -67,7 +82,7 @@ def probe(
     losses: dict[float, float] = {}
     seconds = math.inf
     for number, rate in enumerate(rates):
-        found, took = _try(model, loss_of, given, compared, accumulation, parameters, rate)
+        found, took = _try(model, loss_of, given, compared, parameters, rate)
         seconds = min(seconds, took)
         losses[rate] = found
         with torch.no_grad():
@@ -89,22 +104,18 @@ def _try(
     loss_of: Callable[[Mapping[str, Tensor]], Tensor],
     batches: list[Mapping[str, Tensor]],
     held_out: list[Mapping[str, Tensor]],
-    accumulation: int,
     parameters: list[nn.Parameter],
     rate: float,
 ) -> tuple[float, float]:
     """Return the held-out loss after the steps with a rate, and the seconds of a step."""
-    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0, fused=True)
     fastest = math.inf
     for number in range(STEPS):
         begin = time.perf_counter()
-        for place in range(accumulation):
-            batch = batches[(number * accumulation + place) % len(batches)]
-            loss = loss_of(batch) / accumulation
-            if not math.isfinite(float(loss.detach())):
-                optimizer.zero_grad()
-                return math.nan, time.perf_counter() - begin
-            loss.backward()
+        loss = loss_of(batches[number % len(batches)])
+        if not math.isfinite(float(loss.detach())):
+            return math.nan, time.perf_counter() - begin
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()

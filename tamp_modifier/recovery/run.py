@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,16 @@ from tamp_modifier.files import write_json
 from tamp_modifier.recovery.batches import Numbered, NumberedCollator, split
 from tamp_modifier.recovery.budget import Budget
 from tamp_modifier.recovery.losses import counted_positions
-from tamp_modifier.recovery.probe import STEPS, Probe, probe
+from tamp_modifier.recovery.machine import check_alone, computes_in_bf16, peak_memory
+from tamp_modifier.recovery.probe import (
+    COMPARED,
+    FACTORS,
+    STEPS,
+    Probe,
+    probe,
+    probe_batches,
+    usual_rate,
+)
 from tamp_modifier.recovery.settings import RecoverySettings
 from tamp_modifier.recovery.teacher import KeptTeacher, LiveTeacher, Teacher, ask_once
 from tamp_modifier.recovery.trained import Trained, make_trainable, pruned_linears
@@ -26,8 +37,8 @@ from tamp_modifier.zeros.freeze import freeze
 PROBE_FILE = "probe.json"
 START = "start"
 """Folder of the state before any training."""
-COMPARED = 8
-"""Held-out batches that the probe looks at."""
+PROBED = 0.1
+"""Share of a run that the probe of learning rates may take; it does not count as training."""
 Step = Callable[[str, int, int], None]
 
 
@@ -96,10 +107,12 @@ class Session:
         step: called with (phase, done, total).
 
     Raises:
-        ValueError: the student has no zeros, or the samples are too few.
+        ValueError: the student has no zeros, the samples are too few, or this is one of several
+            processes.
     """
 
     def __init__(self, pair: Pair, settings: RecoverySettings, folder: Path, step: Step) -> None:
+        check_alone()
         self.pair, self.settings, self.folder, self.step = pair, settings, folder, step
         self.training, self.held_out = split(pair.samples, settings.held_out, settings.seed)
         linears = pruned_linears(pair.student)
@@ -177,7 +190,33 @@ class Session:
             for begin in starts
         ]
 
-    def probe(self, trainer: Recovery, rates: tuple[float, ...] | None = None) -> Probe:
+    def rate(self, trainer: Recovery, seconds: float) -> float:
+        """Return a learning rate: that of a probe, or the usual one where the run is short.
+
+        Args:
+            trainer: of this session.
+            seconds: that comparing took, on all samples that are held out.
+        """
+        usual = usual_rate(self.pair.student.config.get_text_config().hidden_size)
+        batches = math.ceil(len(self.held_out) / self.settings.batch_size)
+        samples = len(FACTORS) * STEPS * self.settings.batch_size
+        tokens = sum(map(len, self.pair.samples)) / len(self.pair.samples)
+        takes = {
+            "minutes": probe_batches() * seconds / batches / 60,
+            "samples": samples,
+            "tokens": samples * tokens,
+        }
+        kind, limit = self.settings.limit
+        losses: dict[str, float] = {}
+        rate = usual
+        if takes[kind] <= PROBED * limit:
+            found = self.probe(trainer, [usual * factor for factor in FACTORS])
+            losses = {f"{r:g}": loss for r, loss in found.losses.items() if loss == loss}
+            rate = found.rate
+        write_json(self.folder / PROBE_FILE, {"rate": rate, "losses": losses})
+        return rate
+
+    def probe(self, trainer: Recovery, rates: Sequence[float]) -> Probe:
         """Try learning rates; see `probe.probe`."""
         model = self.pair.student
         model.train()
@@ -187,15 +226,13 @@ class Session:
             with trainer.compute_loss_context_manager():
                 return trainer.compute_loss(model, inputs)
 
-        more: dict[str, Any] = {} if rates is None else {"rates": rates}
         found = probe(
             model,
             loss_of,
-            self.batches(self.training, STEPS * self.settings.accumulation),
+            self.batches(self.training, STEPS),
             self.batches(self.held_out, COMPARED),
-            self.settings.accumulation,
+            rates,
             step=lambda done, total: self.step("learning rate", done, total),
-            **more,
         )
         trainer.budget.tokens = trainer.budget.samples = 0
         return found
@@ -217,7 +254,11 @@ class Session:
 
 
 def recover_model(
-    pair: Pair, settings: RecoverySettings, folder: Path, step: Step = lambda *_: None
+    pair: Pair,
+    settings: RecoverySettings,
+    folder: Path,
+    step: Step = lambda *_: None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Recovered:
     """Train the student of a pair, with its zeros in place; the best state is left in it.
 
@@ -226,6 +267,7 @@ def recover_model(
         settings: what is asked for.
         folder: for the states of the run. A run that was killed resumes from there.
         step: called with (phase, done, total).
+        clock: tells the seconds that count as time of training.
 
     Returns:
         What was trained, the curve of the held-out loss in nats, and why the run ended.
@@ -235,21 +277,24 @@ def recover_model(
         RuntimeError: a zero came back.
     """
     with Session(pair, settings, folder, step) as session:
-        budget = Budget(*settings.limit)
+        budget = Budget(*settings.limit, clock)
 
         def report(fraction: float, loss: float | None) -> None:
             phase = "recovery" if loss is None else f"recovery, held-out KL {loss:.4f}"
             step(phase, round(1000 * fraction), 1000)
 
         checkpoint = last_state(folder)
-        trainer = session.trainer(1.0, budget, report)
-        rate = _rate(session, trainer)
-        trainer.args.learning_rate = rate
+        trainer = session.trainer(settings.learning_rate or 1.0, budget, report)
+        seconds = 0.0
         if checkpoint is None:
             trainer.save_model(str(folder / START))
-            trainer.evaluate()
+            seconds = trainer.evaluate()["eval_runtime"]
         else:
             budget.load(checkpoint)
+        if settings.learning_rate is None:
+            file = folder / PROBE_FILE
+            known = json.loads(file.read_text())["rate"] if file.exists() else None
+            trainer.args.learning_rate = known or session.rate(trainer, seconds)
         reason = _train(trainer, checkpoint)
         if budget.best == 0:
             trainer.load_trained(folder / START)
@@ -259,25 +304,12 @@ def recover_model(
             linears=list(session.trained.linears),
             zeros=session.check_zeros(),
             trained=count,
-            rate=rate,
+            rate=trainer.args.learning_rate,
             curve=budget.curve,
             best=budget.curve[budget.best]["loss"],
             reason=reason or budget.reason,
             peak=peak_memory(),
         )
-
-
-def _rate(session: Session, trainer: Recovery) -> float:
-    """Return the learning rate that was given, or that a probe finds, once for a folder."""
-    given = session.settings.learning_rate
-    if given is not None:
-        return given
-    file = session.folder / PROBE_FILE
-    if not file.exists():
-        found = session.probe(trainer)
-        losses = {f"{rate:g}": loss for rate, loss in found.losses.items() if loss == loss}
-        write_json(file, {"rate": found.rate, "before": found.before, "losses": losses})
-    return json.loads(file.read_text())["rate"]
 
 
 def _train(trainer: Recovery, checkpoint: Path | None) -> str:
@@ -338,13 +370,13 @@ def measure_costs(
         trainer = session.trainer(1.0, Budget(*settings.limit), lambda *_: None)
         samples, training = pair.samples, session.training
         training.numbers.sort(key=lambda number: -len(samples[number]))
-        found = session.probe(trainer, rates=(1e-5,))
-        longest = sum(len(samples[n]) for n in training.numbers[: STEPS * settings.accumulation])
-        seen = min(len(training.numbers), STEPS * settings.accumulation)
+        found = session.probe(trainer, [1e-5])
+        seen = min(len(training.numbers), STEPS * settings.batch_size)
+        longest = sum(len(samples[n]) for n in training.numbers[:seen])
         each = settings.batch_size * settings.accumulation
         mean = sum(len(sample) for sample in samples) / len(samples)
         # Time goes with the tokens; those of the probe are the longest.
-        seconds = found.seconds * mean / (longest / seen)
+        seconds = settings.accumulation * found.seconds * mean / (longest / seen)
         return Costs(
             peak=peak_memory(),
             seconds=seconds,
@@ -353,32 +385,3 @@ def measure_costs(
             training=len(training),
             held_out=len(session.held_out),
         )
-
-
-def computes_in_bf16() -> bool:
-    """Whether products of bfloat16 are fast here: on GPUs that have them, and on such CPUs."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
-    return torch.cpu._is_avx512_bf16_supported()
-
-
-def peak_memory() -> int:
-    """Return the largest memory so far in bytes, of the GPU where there is one."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def static_memory(numel: int, trained: int, teacher: bool, bf16: bool) -> int:
-    """Bytes that a run needs before any sample is read, at least.
-
-    Args:
-        numel: weights of the model.
-        trained: weights that are trained: fp32, a gradient, two moments, and a copy for the probe.
-        teacher: whether the dense model stays beside the student.
-        bf16: type of what is not trained; fp32 otherwise.
-    """
-    size = 2 if bf16 else 4
-    return (numel - trained) * size + trained * 20 + (numel * size if teacher else 0)

@@ -36,7 +36,9 @@ class RecoverySettings:
             kept on disk; None has the teacher run beside the student.
         hidden: weight of the normalised error of the hidden states (SquareHead, arXiv 2310.06927).
         scheme: one of SCHEMES; trains against weights rounded by it. None trains them as they are.
-        held_out: share of the samples on which the student is compared and never trained.
+        group: columns that share a scale in W4A16; the weights must have a multiple of them.
+        held_out: share of the samples, up to 32 of them, on which the student is compared and never
+            trained.
         checkpointing: recomputes activations in the backward pass: less memory, more time.
         seed: of the order of samples and of what is held out.
 
@@ -56,6 +58,7 @@ class RecoverySettings:
     top_k: int | None = None
     hidden: float = 0.0
     scheme: str | None = None
+    group: int = 128
     held_out: float = 0.1
     checkpointing: bool = False
     seed: int = 0
@@ -68,7 +71,7 @@ class RecoverySettings:
             value = getattr(self, name)
             if value is not None and not (0 < value < math.inf):
                 raise ValueError(f"{name} must be a positive number, got {value}")
-        for name in ("tokens", "samples", "rank", "batch_size", "accumulation", "top_k"):
+        for name in ("tokens", "samples", "rank", "batch_size", "accumulation", "top_k", "group"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be 1 or more, got {value}")

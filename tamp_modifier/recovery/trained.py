@@ -75,7 +75,7 @@ class Trained:
 
 
 def pruned_linears(model: nn.Module, names: Iterable[str] = ()) -> dict[str, nn.Linear]:
-    """Return the Linears that have zeros, but not only zeros.
+    """Return the Linears that have zeros, but not only zeros, and are not the output head.
 
     Args:
         model: the student.
@@ -85,9 +85,12 @@ def pruned_linears(model: nn.Module, names: Iterable[str] = ()) -> dict[str, nn.
         ValueError: there is none.
     """
     wanted = set(names)
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     found = {}
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear) or (wanted and name not in wanted):
+            continue
+        if module is head:  # of a model that was quantized once it has many zeros that none pruned
             continue
         zeros = int((module.weight == 0).sum())
         # A weight of any model may be zero by chance; a pruned Linear has more of them.
@@ -126,7 +129,7 @@ def make_trainable(
             assert isinstance(weight, nn.Parameter)
             _train(weight)
         if settings.scheme is not None:
-            rounded = Rounded(settings.scheme)
+            rounded = Rounded(settings.scheme, settings.group)
             parametrize.register_parametrization(linear, "weight", rounded)
         elif settings.train == "lora":
             update = LowRank(linear.weight, settings.rank, generator)

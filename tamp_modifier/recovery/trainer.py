@@ -18,7 +18,7 @@ from tamp_modifier.data import Collator
 from tamp_modifier.files import whole_file
 from tamp_modifier.recovery.batches import NUMBERS, Numbered, NumberedCollator
 from tamp_modifier.recovery.budget import Budget, schedule
-from tamp_modifier.recovery.losses import counted_positions
+from tamp_modifier.recovery.losses import counted_positions, logits_at
 from tamp_modifier.recovery.settings import RecoverySettings
 from tamp_modifier.recovery.teacher import Said, Teacher
 
@@ -95,6 +95,8 @@ class Recovery(Trainer):
             report_to=[],
             seed=settings.seed,
         )
+        # Trainer would cut batches in pieces for all GPUs that it sees.
+        arguments._n_gpu = min(1, arguments.n_gpu)
         super().__init__(
             model=student,
             args=arguments,
@@ -124,20 +126,17 @@ class Recovery(Trainer):
         counted = counted_positions(
             inputs["input_ids"], inputs["attention_mask"], self.placeholders
         )
-        outputs = model(**inputs, use_cache=False, output_hidden_states=self.compares_hidden)
-        said = Said(outputs.logits, getattr(outputs, "hidden_states", None), counted)
-        loss = self.teacher.loss(inputs, numbers, said)
+        logits, hidden = logits_at(model, inputs, counted, self.compares_hidden)
+        loss = self.teacher.loss(inputs, numbers, Said(logits, hidden, counted))
         if not math.isfinite(float(loss.detach())):
             raise Diverged(f"the loss is {float(loss.detach())} at step {self.state.global_step}")
         if model.training:
             self._count(inputs)
-        return (loss, outputs) if return_outputs else loss
+        return (loss, logits) if return_outputs else loss
 
     def _count(self, inputs: dict[str, Tensor]) -> None:
-        # Trainer knows the same in a distributed run only; each process reads as much.
-        processes = self.args.world_size
-        self.budget.tokens += int(inputs["attention_mask"].sum()) * processes
-        self.budget.samples += len(inputs["attention_mask"]) * processes
+        self.budget.tokens += int(inputs["attention_mask"].sum())
+        self.budget.samples += len(inputs["attention_mask"])
 
     def prediction_step(
         self,
@@ -218,11 +217,11 @@ class _Reporter(TrainerCallback):
 
 
 def _optimizer() -> str:
-    """Paged and in 8 bits where bitsandbytes and a GPU are there."""
+    """Paged and in 8 bits where bitsandbytes and a GPU are there; else the fused one."""
     if not torch.cuda.is_available():
-        return "adamw_torch"
+        return "adamw_torch_fused"
     try:
         import bitsandbytes  # noqa: F401
     except ImportError:
-        return "adamw_torch"
+        return "adamw_torch_fused"
     return "paged_adamw_8bit"

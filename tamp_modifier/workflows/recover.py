@@ -19,15 +19,8 @@ from tamp_modifier.checkpoint.marker import (
 )
 from tamp_modifier.checkpoint.memory import free_memory
 from tamp_modifier.files import check_output, new_folder, only_writer, write_json
-from tamp_modifier.recovery.run import (
-    Costs,
-    Pair,
-    Recovered,
-    computes_in_bf16,
-    measure_costs,
-    recover_model,
-    static_memory,
-)
+from tamp_modifier.recovery.machine import check_alone, computes_in_bf16, static_memory
+from tamp_modifier.recovery.run import Costs, Pair, Recovered, measure_costs, recover_model
 from tamp_modifier.recovery.settings import RecoverySettings
 from tamp_modifier.report.card import write_card
 from tamp_modifier.report.model import (
@@ -83,6 +76,7 @@ def plan_recovery(
             memory, or data that cannot be used.
         OSError: no such file or folder.
     """
+    check_alone()
     pupil, master = load_config(student), load_config(teacher)
     _check_alike(student, pupil, teacher, master)
     _check_dense(student, pupil)
@@ -192,7 +186,7 @@ def recover(job: Job, out: Path, restart: bool = False, step: Step = lambda *_: 
         if find_marker(pair.student.config) is None:
             setattr(pair.student.config, CONFIG_KEY, config_marker("dense"))
         if job.settings.scheme is not None:
-            _quantize(pair, done.linears, job.settings.scheme)
+            quantize(pair.student, pair.processor, done.linears, job.settings)
         with new_folder(out, f"; the training is kept in {partial}") as folder:
             pair.student.save_pretrained(folder)
             job.prepared.processor.save_pretrained(folder)
@@ -232,23 +226,36 @@ def _pair(job: Job, step: Step) -> Pair:
     return Pair(student, teacher, prepared.processor, prepared.encoded, prepared.ids)
 
 
-def _quantize(pair: Pair, linears: Sequence[str], scheme: str) -> None:
-    """Round the pruned Linears as the training did; their zeros stay."""
+def quantize(
+    student: Any, processor: Any, linears: Sequence[str], settings: RecoverySettings
+) -> None:
+    """Round the pruned Linears of a recovered model as the training did; their zeros stay.
+
+    Args:
+        student: changed in place.
+        processor: of the model, which llm-compressor wants.
+        linears: names of the pruned Linears; all others stay as they are.
+        settings: with a scheme.
+    """
+    from compressed_tensors.quantization import preset_name_to_scheme
     from llmcompressor import oneshot
     from llmcompressor.modifiers.quantization import QuantizationModifier
     from torch import nn
 
     from tamp_modifier.zeros.keep import keep_zeros
 
-    student = pair.student
+    assert settings.scheme is not None
     keep_zeros(student)
     others = [
         name
         for name, module in student.named_modules()
         if isinstance(module, nn.Linear) and name not in set(linears)
     ]
-    recipe = QuantizationModifier(targets="Linear", scheme=scheme, ignore=others)
-    oneshot(model=student, processor=pair.processor, recipe=recipe, pipeline="datafree")
+    scheme = preset_name_to_scheme(settings.scheme, ["Linear"])
+    if settings.scheme == "W4A16" and scheme.weights is not None:
+        scheme.weights.group_size = settings.group
+    recipe = QuantizationModifier(config_groups={"group_0": scheme}, ignore=others)
+    oneshot(model=student, processor=processor, recipe=recipe, pipeline="datafree")
 
 
 def _report(job: Job, done: Recovered, student: Any) -> PruningReport:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer
 from tamp_modifier.data import DataError, Encoded
 from tamp_modifier.demo.processing import build_tokenizer
 from tamp_modifier.recovery import budget
-from tamp_modifier.recovery.run import Pair, measure_costs, recover_model
+from tamp_modifier.recovery.probe import usual_rate
+from tamp_modifier.recovery.run import PROBE_FILE, Pair, measure_costs, recover_model
 from tamp_modifier.recovery.settings import RecoverySettings
 from tamp_modifier.recovery.trainer import Recovery
 
@@ -104,12 +106,6 @@ def test_the_student_gets_closer_and_nothing_else_moves(
     assert done.zeros == sum(int((before[name] == 0).sum()) for name in linears)
 
 
-def test_a_probe_finds_a_rate_that_helps(pair: Pair, tmp_path: Path) -> None:
-    settings = RecoverySettings(**{**QUICK, "learning_rate": None})
-    done = recover_model(pair, settings, tmp_path)
-    assert done.rate > 1e-4 and done.best < done.before
-
-
 def test_a_killed_run_goes_on(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = RecoverySettings(**QUICK)
     monkeypatch.setattr(budget, "TRAINING_PER_COMPARISON", 0.0)
@@ -166,6 +162,47 @@ def test_costs_are_measured_on_the_longest_samples(pair: Pair, tmp_path: Path) -
     assert costs.tokens == pytest.approx(4 * 6.5)
     assert costs.minutes(settings) == pytest.approx(100 * costs.seconds / 60)
     assert costs.peak > 10e6 and costs.trained > 0
+
+
+def test_one_of_several_processes_is_refused(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="runs in one process, WORLD_SIZE is 2; start it without"):
+        recover_model(pair, RecoverySettings(**QUICK), tmp_path)
+
+
+def test_an_output_head_with_zeros_is_not_trained(pair: Pair, tmp_path: Path) -> None:
+    """Heads of models that were quantized once have zeros that nobody pruned."""
+    head = pair.student.lm_head.weight
+    with torch.no_grad():
+        head[::3] = 0
+    before = head.clone()
+    done = recover_model(pair, RecoverySettings(**QUICK), tmp_path)
+    assert "lm_head" not in done.linears and torch.equal(pair.student.lm_head.weight, before)
+
+
+def test_a_short_run_takes_the_usual_rate_and_a_longer_one_probes(
+    pair: Pair, tmp_path: Path
+) -> None:
+    assert usual_rate(576) == 3e-4 and usual_rate(4096) == 4.2e-5
+    short = RecoverySettings(**{**QUICK, "learning_rate": None, "samples": 8})
+    again = copy.deepcopy(pair.student)
+    assert recover_model(pair, short, tmp_path / "short").rate == usual_rate(128)
+    assert json.loads((tmp_path / "short" / PROBE_FILE).read_text())["losses"] == {}
+    pair.student = again
+    long = RecoverySettings(**{**QUICK, "learning_rate": None, "samples": 480})
+    done = recover_model(pair, long, tmp_path / "long")
+    found = json.loads((tmp_path / "long" / PROBE_FILE).read_text())
+    assert done.rate == found["rate"] and len(found["losses"]) >= 2
+    assert found["losses"][f"{done.rate:g}"] == min(found["losses"].values())
+
+
+def test_time_goes_by_the_clock_that_is_given(pair: Pair, tmp_path: Path) -> None:
+    ticks = iter(range(10**6))
+    settings = RecoverySettings(**{**QUICK, "samples": None, "minutes": 0.2})
+    done = recover_model(pair, settings, tmp_path, clock=lambda: float(next(ticks)))
+    assert done.curve[-1]["seconds"] >= 12 and done.reason == "0.2 minutes are over"
 
 
 def test_what_cannot_be_recovered_is_refused(pair: Pair, tmp_path: Path) -> None:
