@@ -161,6 +161,12 @@ bench-pareto: $(STAMP) $(SERVE_STAMP) smolav ## does sparsity pay? quality, size
 	@$(SERVE_BIN)/python -m benchmarks.pareto --speed
 	@$(BIN)/python -m benchmarks.pareto --figure output/bench-pareto/pareto.png
 
+.PHONY: bench-recovery
+bench-recovery: $(STAMP) smolav ## what a short training brings back; hours, goes on where it was stopped
+	@$(BIN)/python -m benchmarks.quality --prepare --models smollm2
+	@$(BIN)/python -m benchmarks.recovery --prepare
+	@$(BIN)/python -m benchmarks.recovery --batch-size 2 --accumulation 1 --figure output/bench-recovery/recovery.png $(ARGS)
+
 # In a folder of its own: in $(SERVE) its platform plugin would change what vLLM runs.
 ZENTORCH := output/zentorch
 

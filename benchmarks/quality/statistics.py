@@ -14,6 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import comb
+from typing import Any
 
 import numpy as np
 
@@ -254,6 +255,19 @@ def nll_difference(
     drawn = dense.drawn
     found = _nlls(ours, drawn, tasks) - _nlls(rival, drawn, tasks)
     return interval(mean_nll(ours, tasks) - mean_nll(rival, tasks), found)
+
+
+def gap_closed(
+    found: Items, start: Items, dense: Items, tasks: Collection[str] | None = None
+) -> Interval:
+    """Share of the NLL between `start` and the dense model that is gone, over paired items."""
+
+    def share(of: Any, begin: Any, end: Any) -> Any:
+        return (begin - of) / (begin - end)
+
+    drawn = dense.drawn
+    value = share(*(mean_nll(items, tasks) for items in (found, start, dense)))
+    return interval(value, share(*(_nlls(items, drawn, tasks) for items in (found, start, dense))))
 
 
 def sign_flip(ours: Items, rival: Items, seed: int = 0, count: int = DRAWS) -> float:

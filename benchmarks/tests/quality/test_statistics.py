@@ -12,9 +12,11 @@ import pytest
 
 from benchmarks.quality.cells import Cell, ResultError, TaskItems
 from benchmarks.quality.statistics import (
+    Items,
     at_least,
     compare,
     draws,
+    gap_closed,
     items_of,
     kept_difference,
     mean_nll,
@@ -218,3 +220,15 @@ def test_items_that_share_a_picture_are_drawn_together_in_all_tasks() -> None:
     # Signs flip by group, so five groups have 32 outcomes and none is rarer than 1 in 16.
     zero = {name: replace(items, nll=[0] * len(items.of)) for name, items in tasks.items()}
     assert sign_flip(items, items_of([cell("b", 0, zero)]), count=5000) > 0.04
+
+
+def test_the_gap_is_closed_as_far_as_the_nll_went() -> None:
+    def items(nll: list[int]) -> Items:
+        task = TaskItems([1] * 4, [1] * 4, nll, [], 0.1)
+        return items_of([cell("best", 0, {"one": task})])
+
+    dense, start = items([100, 200, 300, 400]), items([200, 400, 600, 800])
+    half = gap_closed(items([150, 300, 450, 600]), start, dense)
+    assert (half.value, half.low, half.high) == pytest.approx((0.5, 0.5, 0.5))
+    assert gap_closed(dense, start, dense).value == pytest.approx(1)
+    assert gap_closed(start, start, dense).value == 0
