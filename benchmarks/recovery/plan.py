@@ -88,7 +88,7 @@ class Way:
             options: further fields.
         """
         limit: dict[str, Any] = {self.amount.kind: self.amount.number}
-        group = {"group": self.format.group} if self.scheme == "W4A16" else {}
+        group: dict[str, Any] = {"group": self.format.group} if self.scheme == "W4A16" else {}
         return RecoverySettings(**limit, scheme=self.scheme, **group, **options)
 
 

@@ -81,7 +81,7 @@ def recover(
     from tamp_modifier.recovery.settings import RecoverySettings
     from tamp_modifier.tokens import modality_token_ids
 
-    length = {} if {"samples", "tokens"} & settings.keys() else {"minutes": minutes}
+    length: dict[str, Any] = {} if {"samples", "tokens"} & settings.keys() else {"minutes": minutes}
     asked = RecoverySettings(seed=seed, **length, **{"accumulation": 1, **settings})
     pair = Pair(
         model,

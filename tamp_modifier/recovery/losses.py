@@ -53,9 +53,8 @@ def logits_at(
         [samples, tokens, features], or None.
     """
     places = counted.any(0).nonzero()[:, 0]
-    told = (
-        {"logits_to_keep": places} if _takes_places(type(getattr(model, "module", model))) else {}
-    )
+    kind: Any = type(getattr(model, "module", model))
+    told = {"logits_to_keep": places} if _takes_places(kind) else {}
     outputs = model(**inputs, use_cache=False, output_hidden_states=hidden, **told)
     logits = outputs.logits if told else outputs.logits[:, places]
     here = counted[:, places]

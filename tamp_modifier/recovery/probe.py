@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-RATE, WIDTH = 3e-4, 576
-"""A learning rate that does for a model of this width; Adam's goes down with the width (Yang et
-al., arXiv 2203.03466, table 3)."""
+RATE, WIDTH = 1e-4, 576
+"""A learning rate that does for models up to this width; beyond, Adam's goes down with the width
+(Yang et al., arXiv 2203.03466, table 3)."""
 FACTORS = (1 / 3, 1.0, 3.0)
 """What the probe multiplies that rate by, from the lowest."""
 
@@ -24,7 +24,7 @@ COMPARED = 2
 
 def usual_rate(width: int) -> float:
     """Return a learning rate that does for models of a width (features of a hidden state)."""
-    return float(f"{RATE * WIDTH / width:.2g}")
+    return float(f"{RATE * min(1.0, WIDTH / width):.2g}")
 
 
 def probe_batches() -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +86,8 @@ def pruned_linears(model: nn.Module, names: Iterable[str] = ()) -> dict[str, nn.
         ValueError: there is none.
     """
     wanted = set(names)
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    head_of: Any = getattr(model, "get_output_embeddings", lambda: None)
+    head = head_of()
     found = {}
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear) or (wanted and name not in wanted):

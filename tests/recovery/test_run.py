@@ -185,7 +185,7 @@ def test_an_output_head_with_zeros_is_not_trained(pair: Pair, tmp_path: Path) ->
 def test_a_short_run_takes_the_usual_rate_and_a_longer_one_probes(
     pair: Pair, tmp_path: Path
 ) -> None:
-    assert usual_rate(576) == 3e-4 and usual_rate(4096) == 4.2e-5
+    assert usual_rate(128) == usual_rate(576) == 1e-4 and usual_rate(4096) == 1.4e-5
     short = RecoverySettings(**{**QUICK, "learning_rate": None, "samples": 8})
     again = copy.deepcopy(pair.student)
     assert recover_model(pair, short, tmp_path / "short").rate == usual_rate(128)

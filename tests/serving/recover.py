@@ -7,7 +7,6 @@ into ``OUT/SCHEME.json``, in the form in which `runner` writes what vLLM answers
 
 from __future__ import annotations
 
-import copy
 import json
 import sys
 from pathlib import Path
@@ -64,8 +63,10 @@ def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text())
     out, processor = Path(job["out"]), load_processor()
     model, linears = recovered(processor)
+    model.save_pretrained(out / "recovered")
     for scheme in SCHEMES:
-        student, folder = copy.deepcopy(model), out / scheme
+        # From the folder, as a user has it: llm-compressor ties saving to one object.
+        student, folder = load_model(out / "recovered", dtype=torch.bfloat16), out / scheme
         quantize(student, processor, linears, RecoverySettings(scheme=scheme))
         student.save_pretrained(folder)
         processor.save_pretrained(folder)

@@ -59,5 +59,5 @@ def test_a_recovered_and_quantized_model_is_served(
     assert served["quantization"] == "tamp_sparse"
     methods = {m for linear, (m, _) in served["linears"].items() if "language_model" in linear}
     assert methods == {METHODS[scheme]}
-    # Inputs are rounded elsewhere, so with W8A8 some come to the next level.
-    assert_same(served, by_transformers, 2 * LOGPROB_NOISE)
+    # transformers rounds to bf16 in other places than vLLM, and then W8A8 inputs to other levels.
+    assert_same(served, by_transformers, 4 * LOGPROB_NOISE)

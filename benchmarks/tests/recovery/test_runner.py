@@ -41,7 +41,7 @@ models.MODELS["box"] = RecoveryBox  # type: ignore[assignment]  # also in proces
 
 def run(output: Path, *more: str) -> int:
     common = ["--models", "box", "--settings", "50", "--output", str(output)]
-    return main([*common, "--learning-rate", "1e-3", *more])
+    return main([*common, "--learning-rate", "1e-4", *more])
 
 
 def test_cells_are_trained_once_stored_in_all_formats_and_shown(
