@@ -14,7 +14,6 @@ from typing import Any, Protocol
 
 import torch
 
-from benchmarks.pareto.models import FloatSmolAV, FloatSmolLM2
 from benchmarks.quality.models import SmolAV, SmolLM2
 from benchmarks.recovery import texts
 from tamp_modifier.data import Encoded
@@ -40,7 +39,7 @@ class TrainableModel(Protocol):
         """Return ids of media tokens by modality."""
 
 
-class RecoverySmolLM2(FloatSmolLM2):
+class RecoverySmolLM2(SmolLM2):
     """SmolLM2 with windows of prose to train on, and code as a kind of text that it never sees."""
 
     @property
@@ -73,7 +72,7 @@ class RecoverySmolLM2(FloatSmolLM2):
 
     def load_stored(self) -> Any:
         """See `TrainableModel`."""
-        return SmolLM2.load(self)
+        return self.load().bfloat16()
 
     def training_samples(self) -> Sequence[Encoded]:
         """See `TrainableModel`."""
@@ -97,7 +96,7 @@ class RecoverySmolLM2(FloatSmolLM2):
         return {}
 
 
-class RecoverySmolAV(FloatSmolAV):
+class RecoverySmolAV(SmolAV):
     """SmolAV with new media and questions about them to train on."""
 
     count = 1600
@@ -105,7 +104,7 @@ class RecoverySmolAV(FloatSmolAV):
 
     def load_stored(self) -> Any:
         """See `TrainableModel`."""
-        return SmolAV.load(self)
+        return self.load().bfloat16()
 
     @cached_property
     def _trained(self) -> list[tuple[Any, Any]]:

@@ -1,4 +1,4 @@
-"""Recovery of the model in the box: a minute of training by the dense one, which is there, too."""
+"""Recovery of the demo model: a minute of training by the dense one, which is there, too."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def training_samples(processor: Any, count: int = SAMPLES, seed: int = 0) -> lis
     """Make questions of all tasks in turn, half of them with a new picture each.
 
     Args:
-        processor: of the model in the box.
+        processor: of the demo model.
         count: how many.
         seed: which ones; calibration and evaluation draw from other streams. There are few
             questions without a picture, so some of these are evaluated, too.
@@ -59,10 +59,10 @@ def recover(
     step: Callable[[str, int, int], None] = lambda *_: None,
     **settings: Any,
 ) -> Recovered:
-    """Train what a pruned model in the box has kept; the dense one teaches, zeros stay.
+    """Train what a pruned demo model has kept; the dense one teaches, zeros stay.
 
     Args:
-        model: the model in the box after pruning; trained in place.
+        model: the demo model after pruning; trained in place.
         processor: of `load_processor`.
         minutes: of training; about a third more goes by with all around it.
         count: samples that are made.

@@ -1,4 +1,4 @@
-"""The pruned model in the box learns again what pruning took, and keeps its zeros."""
+"""The pruned demo model learns again what pruning took, and keeps its zeros."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prunes, recovers and quantizes the model in the box: ``python -m tests.serving.recover JOB``.
+"""Prunes, recovers and quantizes the demo model: ``python -m tests.serving.recover JOB``.
 
 Runs in .venv, where llm-compressor is. JOB is a JSON file: ``{"out": DIR, "prompts": [...]}``, as
 `runner` takes prompts. The checkpoints go into ``OUT/SCHEME``, what transformers answers with them

@@ -1,4 +1,4 @@
-"""Cells of the model in the box: pruned, trained, quantized, asked, and shown."""
+"""Cells of the demo model: pruned, trained, quantized, asked, and shown."""
 
 from __future__ import annotations
 
