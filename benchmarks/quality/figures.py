@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.quality.cells import DENSE, Cell
-from benchmarks.quality.methods import METHODS, RIVALS
+from benchmarks.quality.methods import BEFORE, METHODS, RIVALS
 from benchmarks.quality.statistics import Interval, items_of
 from benchmarks.quality.table import (
     OURS,
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BARS = (DENSE, "wanda", "sparsegpt", "tamp", OURS)
-OVERVIEW = (OURS, "sparsegpt", "tamp", "wanda")
-MAIN = (OURS, "wanda", "wanda-refit", "sparsegpt", "tamp", "magnitude")
+OVERVIEW = (OURS, BEFORE, "sparsegpt", "tamp", "wanda")
+MAIN = (OURS, "wanda", "sparsegpt", "tamp", "magnitude", BEFORE)
 """What most readers ask for, each in a colour of its own; all methods are in a second figure."""
 DODGE = 0.5
 """How far the methods of one setting are spread; settings are 1 apart."""
@@ -134,7 +134,7 @@ def retention_figure(found: Sequence[Block], only: Sequence[str] = ()) -> Figure
 
 
 def overview_figure(found: Sequence[Block]) -> Figure | None:
-    """Retained accuracy of one model at each sparsity: the preset and three that are well known.
+    """Retained accuracy of one model at each sparsity: the presets and three that are well known.
 
     None where the preset was not run without a pattern. Bars are the 95 % intervals.
     """

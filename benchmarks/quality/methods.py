@@ -97,6 +97,16 @@ _ROW_REFIT: dict[str, Any] = {
     "score_options": {"by_row": True, "refit": 8, **_DAMPING},
 }
 
+BEFORE = "best_01"
+_PRESET_BEFORE: dict[str, Any] = {
+    "score": "sparsegpt",
+    "score_options": {"damping": 0.05, "refit": 8},
+    "selection": "balanced",
+    "selection_options": {"modalities": 1.0, "samples": 1.0},
+    "allocation": "atp",
+    "allocation_options": {"rise": 0.75},
+}
+
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
@@ -132,39 +142,40 @@ METHODS: dict[str, Method] = {
         _tamp("tamp", "TAMP, official code", **_AMIA, **_DAS),
         _tamp("solver", "SparseGPT, our damping", score="sparsegpt", **_ALL),
         _tamp("refit", "SparseGPT, our damping, refit", **_REFIT, **_ALL),
-        _tamp("sparsegpt-row", "SparseGPT by row", False, **_ROW, **_ALL),
+        _tamp("sparsegpt_row", "SparseGPT by row", False, **_ROW, **_ALL),
         _tamp(
-            "sparsegpt-row-refit",
+            "sparsegpt_row_refit",
             "SparseGPT by row, refit",
             False,
             **_ROW_REFIT,
             **_ALL,
         ),
-        _tamp("wanda-refit", "Wanda, refit", score="wanda_refit", score_options=_DAMPING, **_ALL),
+        _tamp("wanda_refit", "Wanda, refit", score="wanda_refit", score_options=_DAMPING, **_ALL),
         _tamp(
-            "obs-row-refit",
+            "obs_row_refit",
             "w^2 / [H^-1]_jj by row, refit",
             score="obs",
             score_options=_DAMPING,
             **_ALL,
         ),
+        _tamp(BEFORE, "the preset of 0.1", **_PRESET_BEFORE),
         _tamp("best", 'TAMPModifier(preset="best")', preset="best"),
     )
 }
 
-CANDIDATES = ("sparsegpt-row", "sparsegpt-row-refit", "wanda-refit", "obs-row-refit")
+CANDIDATES = ("sparsegpt_row", "sparsegpt_row_refit", "wanda_refit", "obs_row_refit")
 """What the preset's score was chosen from."""
 
-_SLOW_OR_NEAR = ("atp", "das_numel", "default", "solver", "refit", *CANDIDATES)
+_SLOW_OR_NEAR = ("atp", "das_numel", "default", "solver", "refit", BEFORE, *CANDIDATES)
 QUICK = tuple(m for m in METHODS if m not in _SLOW_OR_NEAR)
 """Those of the quick setting, without the ones that take longest or are near another."""
 
-RIVALS = ("magnitude", "wanda", "sparsegpt", "tamp")
+RIVALS = ("magnitude", "wanda", "sparsegpt", "tamp", BEFORE)
 """The ones that the preset is tested against. With N:M TAMP is AMIA alone."""
 
-STEPS = ("sparsegpt", "sparsegpt-row", "sparsegpt-row-refit", "best")
-"""From SparseGPT to the preset: a choice within rows and more damping, then the refit, then balance
-and the line over depth."""
+STEPS = ("sparsegpt", "solver", "refit", BEFORE, "best")
+"""From SparseGPT to the preset: damping, exact counts and ties, then the refit, then balance and
+the line over depth, then a choice within rows and more damping."""
 
 
 def applies(method: Method, setting: str) -> bool:

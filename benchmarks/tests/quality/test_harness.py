@@ -223,7 +223,7 @@ def test_packed_results_print_the_same_tables(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for seed in (0, 1):
-        for method in ("wanda", "sparsegpt", "sparsegpt-row", "sparsegpt-row-refit", "best"):
+        for method in ("wanda", "sparsegpt", "solver", "refit", "best"):
             for setting in ("50", "2:4"):
                 save(tmp_path / "cells", example(method, setting, seed))
     save(tmp_path / "cells", example("dense", "0", reached=0.0))

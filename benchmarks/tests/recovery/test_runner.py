@@ -65,7 +65,7 @@ def test_cells_are_trained_once_stored_in_all_formats_and_shown(
         assert done.cell.recipe["recovery"]["tokens"] == 2000
     assert "| best 2000tok trained int8 | 2," in shown
     assert run(tmp_path, "--tokens", "2000", "--quantized", "W8A8", *formats) == 0
-    assert "5 cells, 0 are missing" in capsys.readouterr().out
+    assert "4 cells, 0 are missing" in capsys.readouterr().out
 
 
 def test_results_of_other_options_are_refused(
