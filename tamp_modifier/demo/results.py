@@ -2,23 +2,66 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Table
 
-from tamp_modifier.demo.methods import METHODS, OURS
+from tamp_modifier.demo.methods import METHODS, OURS, setting_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from tamp_modifier.demo.run import Run
+    from tamp_modifier.demo.evaluation import Scores
     from tamp_modifier.report.model import PruningReport
 
 SPREAD = 0.2
 """How far the methods of one setting are apart; settings are 1 apart."""
 SAVED, SMALL = "best-50", "best-50-w4a16"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model and its scores.
+
+    Attributes:
+        method: A name of `methods.METHODS`, or `DENSE`.
+        mask_structure: "0:0" or "2:4".
+        then: What came after pruning, "" for nothing.
+        requested: Requested sparsity of the decoder's Linears, 0 to 1.
+        reached: Share of their weights that are zero.
+        size: Bytes of the decoder's Linears, dense or as ``tamp pack`` stores them.
+        retention: Mean over all tasks of accuracy relative to the dense model.
+        picture_retention: The same over the picture tasks.
+        text_retention: The same over the text tasks.
+        seconds: Wall time of pruning.
+        scores: Accuracy and negative log-likelihood per task.
+    """
+
+    method: str
+    mask_structure: str
+    then: str
+    requested: float
+    reached: float
+    size: int
+    retention: float
+    picture_retention: float
+    text_retention: float
+    seconds: float
+    scores: Scores
+
+    @property
+    def label(self) -> str:
+        """The setting as people write it, empty for the dense model."""
+        if not self.requested:
+            return ""
+        return setting_label(self.requested, self.mask_structure, self.then)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain values, for JSON."""
+        return {**asdict(self), "label": self.label, "scores": self.scores.to_dict()}
 
 
 def table(runs: list[Run], items: int) -> Table:

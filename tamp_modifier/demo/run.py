@@ -7,7 +7,6 @@ order. What is scored is what a checkpoint holds: weights in bfloat16, or in 4 b
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tamp_modifier.demo.methods import SCHEME, SEED, Step, prune, setting_label, steps
+from tamp_modifier.demo.methods import SCHEME, SEED, Step, prune, steps
+from tamp_modifier.demo.results import Run
 from tamp_modifier.files import new_folder, write_json
 from tamp_modifier.quiet import quiet
 from tamp_modifier.report.card import write_card
@@ -28,48 +28,6 @@ if TYPE_CHECKING:
 FORMAT = "tamp-demo"
 FORMAT_VERSION = 2
 DENSE = "dense"
-
-
-@dataclass(frozen=True)
-class Run:
-    """One model and its scores.
-
-    Attributes:
-        method: A name of `methods.METHODS`, or `DENSE`.
-        mask_structure: "0:0" or "2:4".
-        then: What came after pruning, "" for nothing.
-        requested: Requested sparsity of the decoder's Linears, 0 to 1.
-        reached: Share of their weights that are zero.
-        size: Bytes of the decoder's Linears, dense or as ``tamp pack`` stores them.
-        retention: Mean over all tasks of accuracy relative to the dense model.
-        picture_retention: The same over the picture tasks.
-        text_retention: The same over the text tasks.
-        seconds: Wall time of pruning.
-        scores: Accuracy and negative log-likelihood per task.
-    """
-
-    method: str
-    mask_structure: str
-    then: str
-    requested: float
-    reached: float
-    size: int
-    retention: float
-    picture_retention: float
-    text_retention: float
-    seconds: float
-    scores: Scores
-
-    @property
-    def label(self) -> str:
-        """The setting as people write it, empty for the dense model."""
-        if not self.requested:
-            return ""
-        return setting_label(self.requested, self.mask_structure, self.then)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values, for JSON."""
-        return {**asdict(self), "label": self.label, "scores": self.scores.to_dict()}
 
 
 class Comparison:

@@ -179,7 +179,7 @@ def test_importance_out_of_range_is_refused_with_the_name(bad: float) -> None:
 
 
 def test_missing_importance_is_refused_with_the_names() -> None:
-    with pytest.raises(ValueError, match="no importance for b, c"):
+    with pytest.raises(ValueError, match="importance is missing for b, c"):
         allocate_sparsity({"a": 1.0}, {"a": 4, "b": 4, "c": 4}, 0.5, 0.6)
 
 
@@ -215,7 +215,7 @@ def test_explicit_allocation_is_returned_in_the_order_of_the_linears() -> None:
 def test_explicit_allocation_is_checked() -> None:
     with pytest.raises(ValueError, match="no sparsity for b"):
         explicit_allocation({"a": 0.5}, {"a": 4, "b": 4})
-    with pytest.raises(ValueError, match="no target Linear: c, d, e, f, g and 1 more"):
+    with pytest.raises(ValueError, match="not targets: c, d, e, f, g and 1 more"):
         explicit_allocation(dict.fromkeys("acdefgh", 0.5), {"a": 4})
     for bad in (-0.1, 1.0, math.nan):
         with pytest.raises(ValueError, match=r"allocation\['a'\] must be in \[0, 1\)"):
