@@ -28,4 +28,5 @@ class FieldDocs(griffe.Extension):
             if isinstance(part, griffe.DocstringSectionAttributes):
                 for field in part.value:
                     member = cls.members[field.name]
+                    assert isinstance(member, griffe.Object)  # a field is no alias
                     member.docstring = griffe.Docstring(field.description, parent=member)
