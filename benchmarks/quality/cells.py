@@ -207,10 +207,50 @@ def save(folder: Path, cell: Cell) -> Path:
     Raises:
         ResultError: there is a file already.
     """
-    path = path_of(folder, cell.key)
+    return write_new(path_of(folder, cell.key), FORMAT, FORMAT_VERSION, asdict(cell))
+
+
+def write_new(path: Path, kind: str, version: int, values: Mapping[str, Any]) -> Path:
+    """Write a new results file; one that is there already is never overwritten.
+
+    Args:
+        path: of the file.
+        kind: its `format`.
+        version: its `format_version`.
+        values: what else it holds.
+
+    Raises:
+        ResultError: there is a file already.
+    """
     if path.exists():
         raise ResultError(f"{path} exists already and is not overwritten")
-    return write_json(path, {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(cell)})
+    return write_json(path, {"format": kind, "format_version": version, **values})
+
+
+def read(path: Path, kind: str, version: int) -> dict[str, Any]:
+    """Return what a results file holds besides its format and version.
+
+    Args:
+        path: of the file.
+        kind: the `format` that it must have.
+        version: the `format_version` that it must have.
+
+    Raises:
+        ResultError: not a results file, or one of another format or version.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ResultError(f"{path} cannot be read as results: {error}") from None
+    if not isinstance(data, dict) or data.pop("format", None) != kind:
+        raise ResultError(f"{path} is not a results file of this benchmark")
+    found = data.pop("format_version", None)
+    if type(found) is not int or found != version:
+        raise ResultError(
+            f"{path} has results of version {found!r}, this is version {version}; "
+            "move it away or give another --output"
+        )
+    return data
 
 
 def load(path: Path) -> list[Cell]:
@@ -219,19 +259,7 @@ def load(path: Path) -> list[Cell]:
     Raises:
         ResultError: not a results file, or one of another version.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ResultError(f"{path} cannot be read as results: {error}") from None
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise ResultError(f"{path} is not a results file of this benchmark")
-    found = data.pop("format_version", None)
-    if type(found) is not int or found != FORMAT_VERSION:
-        raise ResultError(
-            f"{path} has results of version {found!r}, this is version {FORMAT_VERSION}; "
-            "move it away or give another --output"
-        )
-    del data["format"]
+    data = read(path, FORMAT, FORMAT_VERSION)
     if "cells" in data and (len(data) > 1 or not data["cells"]):
         raise ResultError(f"{path} must have cells and nothing else, and at least one")
     try:

@@ -17,6 +17,7 @@ from benchmarks.quality.cells import (
     Cell,
     Conditions,
     ResultError,
+    TaskItems,
     check_same,
     load_folder,
     parse_setting,
@@ -183,10 +184,30 @@ def measure(
             methods[method].run(job)
             seconds = time.process_time() - begin
         tasks = model.evaluate(pruned)
-        weights = [linear.weight for linear in model.linears(pruned).values()]
+    return cell_of(model, decided, pruned, seconds, tasks)
+
+
+def cell_of(
+    model: QualityModel,
+    decided: Conditions,
+    pruned: Any,
+    seconds: float,
+    tasks: dict[str, TaskItems],
+) -> Cell:
+    """Return the cell of a model that has been asked, with what tells where it comes from.
+
+    Args:
+        model: where it comes from.
+        decided: what decided the result.
+        pruned: the model itself, whose zeros are counted.
+        seconds: processor time of pruning.
+        tasks: its answers.
+    """
+    weights = [linear.weight for linear in model.linears(pruned).values()]
     zeros = sum(int((weight == 0).sum()) for weight in weights)
+    name, method, setting, seed = decided.key
     return Cell(
-        model=model.name,
+        model=name,
         method=method,
         setting=setting,
         seed=seed,

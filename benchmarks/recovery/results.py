@@ -10,8 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from benchmarks.quality.cells import Cell, Conditions, ResultError, path_of
-from tamp_modifier.files import write_json
+from benchmarks.quality.cells import Cell, Conditions, ResultError, path_of, read, write_new
 
 FORMAT = "tamp-recovery"
 FORMAT_VERSION = 1
@@ -75,9 +74,7 @@ def save(folder: Path, result: Result) -> Path:
         ResultError: there is a file already.
     """
     path = path_of(folder, result.cell.key)
-    if path.exists():
-        raise ResultError(f"{path} exists already and is not overwritten")
-    return write_json(path, {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(result)})
+    return write_new(path, FORMAT, FORMAT_VERSION, asdict(result))
 
 
 def load(path: Path) -> list[Result]:
@@ -86,18 +83,7 @@ def load(path: Path) -> list[Result]:
     Raises:
         ResultError: not a results file, or one of another version.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ResultError(f"{path} cannot be read as results: {error}") from None
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise ResultError(f"{path} is not a results file of this benchmark")
-    if data.get("format_version") != FORMAT_VERSION:
-        raise ResultError(
-            f"{path} has results of version {data.get('format_version')!r}, this is version "
-            f"{FORMAT_VERSION}; move it away or give another --output"
-        )
-    del data["format"], data["format_version"]
+    data = read(path, FORMAT, FORMAT_VERSION)
     try:
         return _RESULTS.validate_json(json.dumps(data.get("results", [data])))
     except ValidationError as error:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.pareto.formats import settle
-from benchmarks.quality.cells import DENSE, Cell, Conditions, path_of
+from benchmarks.quality.cells import DENSE, Conditions, path_of
 from benchmarks.quality.job import apply
 from benchmarks.quality.methods import METHODS
-from benchmarks.quality.runner import PACKAGES, processor_name, sources_hash
+from benchmarks.quality.runner import cell_of
 from benchmarks.recovery import results
 from benchmarks.recovery.plan import Way
 from benchmarks.recovery.results import Result, Training
@@ -106,7 +104,7 @@ class Runner:
                 put(loaded, weights)
             self._store(model, way, loaded)
             tasks = model.evaluate(loaded)
-        return Result(self._cell(model, loaded, wanted, seconds, tasks), training)
+        return Result(cell_of(model, wanted, loaded, seconds, tasks), training)
 
     def _aloud(self) -> Say:
         """Say through streams that are shut meanwhile."""
@@ -135,29 +133,6 @@ class Runner:
         job = job_of(model, way, loaded)
         apply(modifiers, job, loaded)
         settle(model.linears(loaded), quantized=True)
-
-    def _cell(
-        self, model: Any, loaded: Any, wanted: Conditions, seconds: float, tasks: Any
-    ) -> Cell:
-        weights = [linear.weight for linear in model.linears(loaded).values()]
-        zeros = sum(int((weight == 0).sum()) for weight in weights)
-        name, method, setting, seed = wanted.key
-        return Cell(
-            model=name,
-            method=method,
-            setting=setting,
-            seed=seed,
-            identity=wanted.identity,
-            samples=wanted.samples,
-            recipe=dict(wanted.recipe),
-            reached=round(zeros / sum(weight.numel() for weight in weights), 6),
-            cpu_seconds=round(seconds, 1),
-            machine=processor_name(),
-            date=datetime.now(timezone.utc).date().isoformat(),
-            versions={name: version(name) for name in PACKAGES},
-            code=sources_hash(),
-            tasks=tasks,
-        )
 
 
 def _is_dense(way: Way) -> bool:
