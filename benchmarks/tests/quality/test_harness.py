@@ -202,7 +202,7 @@ def test_the_summary_marks_what_is_clear() -> None:
     lines = summary([Block("box", "2:4", [], versus, {}, {})])
     assert lines[2] == (
         "| demo model (pictures and text), 2:4 |  | **+10.0** / **-0.100** (2) "
-        "| +1.0 / -0.100 (2) | _-10.0_ / _+0.100_ (2) |"
+        "| +1.0 / -0.100 (2) | _-10.0_ / _+0.100_ (2) |  |"
     )
     assert summary([Block("box", "50", [], {}, {}, {})]) == []
 
@@ -234,7 +234,7 @@ def test_packed_results_print_the_same_tables(
         assert main(["--table", str(tmp_path / folder), "--figures", str(tmp_path / "f")]) == 0
         printed.append(capsys.readouterr().out)
     assert printed[0] == printed[1]
-    assert "box (pictures and text), 50 %**" in printed[0] and "2:4**" in printed[0]
+    assert "demo model (pictures and text), 50 %**" in printed[0] and "2:4**" in printed[0]
     assert "| the preset against |" in printed[0]
     assert "| NLL against | picture |" in printed[0]
     steps = printed[0].partition("| step | kept, difference |")[2].splitlines()[2:5]
