@@ -44,7 +44,7 @@ COMMANDS = [
     ("unpack packed out", "checkpoint.pack.unpack", "nothing was written"),
     ("inspect sparse", "checkpoint.inspection.find_pattern", "nothing was written"),
     ("report report.json --html out.html", "report.page.page", "the page was not written"),
-    ("demo --output out", "demo.evaluation.evaluate", "what is finished stays in the output"),
+    ("demo --output out", "demo.evaluation.score", "what is finished stays in the output"),
     ("env", "commands.env.processor", "nothing was written"),
     (
         "recover model --teacher model --data data.jsonl --output out",
