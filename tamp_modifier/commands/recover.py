@@ -144,7 +144,7 @@ def run(args: argparse.Namespace) -> None:
         check_output(args.output)
     with phases() as step, library_silence() as warnings:
         from tamp_modifier.workflows import recover as job
-        from tamp_modifier.workflows.prune import Sampling
+        from tamp_modifier.workflows.samples import Sampling
 
         sampling = Sampling(
             args.data,

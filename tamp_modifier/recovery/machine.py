@@ -6,6 +6,8 @@ import os
 
 import torch
 
+from tamp_modifier.scores.refit import has_bfloat16
+
 
 def check_alone() -> None:
     """Refuse to run in one of several processes.
@@ -25,9 +27,7 @@ def check_alone() -> None:
 
 def computes_in_bf16() -> bool:
     """Whether products of bfloat16 are fast here: on GPUs that have them, and on such CPUs."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
-    return torch.cpu._is_avx512_bf16_supported()
+    return has_bfloat16(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def peak_memory() -> int:

@@ -32,7 +32,13 @@ from tamp_modifier.report.model import (
     weighted_sparsity,
 )
 from tamp_modifier.workflows.models import empty_model, load_config, load_model
-from tamp_modifier.workflows.prune import Prepared, Sampling, describe_samples, origin_of, prepare
+from tamp_modifier.workflows.samples import (
+    Prepared,
+    Sampling,
+    describe_samples,
+    origin_of,
+    prepare,
+)
 
 SETTINGS_FILE = "settings.json"
 Step = Callable[[str, int, int], None]
