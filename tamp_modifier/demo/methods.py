@@ -17,6 +17,9 @@ OURS = METHODS[-1]
 SETTINGS = ((0.5, "0:0"), (0.6, "0:0"), (0.7, "0:0"), (0.5, "2:4"))
 SCHEME = "W4A16"
 """Weights in 4 bits, a scale for each group of 128; activations as they are."""
+RECOVERY = "recovery"
+"""Training of what is left for `MINUTES`, the dense model teaches."""
+MINUTES = 1.0
 SEED = 0
 
 
@@ -28,7 +31,7 @@ class Step:
         method: A name of `METHODS`.
         sparsity: Share of the decoder's weights to remove, 0 to 1.
         mask_structure: "0:0" or "N:M".
-        then: What comes after pruning, such as `SCHEME`; "" for nothing.
+        then: What comes after pruning, `SCHEME` or `RECOVERY`; "" for nothing.
         folder: Name of the folder that the checkpoint is written to; "" for none.
     """
 
@@ -50,15 +53,19 @@ class Step:
 
 
 def steps() -> list[Step]:
-    """Every method at every setting, then the preset with 4-bit weights."""
-    first = SETTINGS[0]
+    """Every method at every setting, then the preset with 4-bit weights and with a recovery."""
+    first, sparsest = SETTINGS[0], SETTINGS[2]
     saved = {(OURS, *first): "best-50"}
     compared = [
         Step(method, *setting, folder=saved.get((method, *setting), ""))
         for setting in SETTINGS
         for method in METHODS
     ]
-    return [*compared, Step(OURS, *first, SCHEME, "best-50-w4a16")]
+    return [
+        *compared,
+        Step(OURS, *first, SCHEME, "best-50-w4a16"),
+        Step(OURS, *sparsest, RECOVERY, "best-70-recovered"),
+    ]
 
 
 def setting_label(sparsity: float, mask_structure: str, then: str = "") -> str:

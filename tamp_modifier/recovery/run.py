@@ -71,6 +71,7 @@ class Recovered:
     """What a run did.
 
     Attributes:
+        settings: what was asked for.
         linears: names of the pruned Linears.
         zeros: weights of theirs that are zero, before and after.
         trained: number of weights that were trained.
@@ -82,6 +83,7 @@ class Recovered:
         peak: largest memory of the process, or of the GPU, in bytes.
     """
 
+    settings: RecoverySettings
     linears: list[str]
     zeros: int
     trained: int
@@ -301,6 +303,7 @@ def recover_model(
         count = session.trained.numel()
         session.trained.finish()
         return Recovered(
+            settings=settings,
             linears=list(session.trained.linears),
             zeros=session.check_zeros(),
             trained=count,

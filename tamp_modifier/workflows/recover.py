@@ -268,15 +268,23 @@ def _report(job: Job, done: Recovered, student: Any) -> PruningReport:
     """Return the report of the pruning, with what the recovery did."""
     file = Path(job.student) / REPORT_FILE
     report = PruningReport.load(file) if file.is_file() else _found(student, done.linears)
-    recovery = Recovery(
-        settings=job.settings.to_dict(),
+    return replace(report, recovery=report_section(done))
+
+
+def report_section(done: Recovered) -> Recovery:
+    """Return what a report says of a recovery.
+
+    Args:
+        done: the recovery.
+    """
+    return Recovery(
+        settings=done.settings.to_dict(),
         learning_rate=done.rate,
         trained=done.trained,
         curve=done.curve,
         best=done.best,
         ended=done.reason,
     )
-    return replace(report, recovery=recovery)
 
 
 def _found(student: Any, linears: Sequence[str]) -> PruningReport:

@@ -119,16 +119,19 @@ def test_the_traceback_is_shown_on_request(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.slow
 def test_demo_prunes_compares_and_draws(tmp_path: Path) -> None:
-    done = run("demo", "--samples", "4", "--items", "1", "--output", "out", cwd=tmp_path)
+    given = ("--samples", "4", "--items", "1", "--minutes", "0.05")
+    done = run("demo", *given, "--output", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     data = json.loads((tmp_path / "out" / "demo.json").read_text())
     assert [run["label"] for run in data["runs"]] == [
         "",
         *(label for label in ("50 %", "60 %", "70 %", "2:4") for _ in METHODS),
         "50 % + W4A16",
+        "70 % + recovery",
     ]
-    assert [run["method"] for run in data["runs"]] == ["dense", *METHODS * 4, "preset"]
-    for result in data["runs"][:-1]:
+    assert [run["method"] for run in data["runs"]] == ["dense", *METHODS * 4, "preset", "preset"]
+    small, recovered = data["runs"][-2:]
+    for result in [*data["runs"][:-2], recovered]:
         # All prune the same Linears; Wanda rounds down to whole columns, the others to nearest.
         precision = 0.005 if result["method"] == "Wanda" else 0.001
         assert result["reached"] == pytest.approx(result["requested"], abs=precision)
@@ -145,10 +148,14 @@ def test_demo_prunes_compares_and_draws(tmp_path: Path) -> None:
     assert report.reached_sparsity == pytest.approx(0.6, abs=0.001)
     assert report.samples == 4 and report.token_types
     packed = saved(tmp_path / "out" / "best-50-w4a16", "packed")
-    last = data["runs"][-1]
     held = [w for name, w in packed.items() if "language_model" in name and "_proj." in name]
-    assert last["size"] == sum(tensor.nbytes for tensor in held)
-    assert 2.8 < 16 * last["size"] / data["runs"][0]["size"] < 3.5  # bits a weight
+    assert small["size"] == sum(tensor.nbytes for tensor in held)
+    assert 2.8 < 16 * small["size"] / data["runs"][0]["size"] < 3.5  # bits a weight
+    saved(tmp_path / "out" / "best-70-recovered", "dense")
+    trained = PruningReport.load(tmp_path / "out" / "best-70-recovered" / "tamp_report.json")
+    assert (
+        trained.recovery is not None and trained.recovery.best < trained.recovery.curve[0]["loss"]
+    )
     assert "make ask" in done.stdout and "tamp prune MODEL" in done.stdout
     assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith("tmp")]
 

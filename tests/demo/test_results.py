@@ -9,7 +9,7 @@ from pathlib import Path
 from devtools import demo_page
 from tamp_modifier.demo.evaluation import Scores
 from tamp_modifier.demo.methods import METHODS, SETTINGS, steps
-from tamp_modifier.demo.results import SAVED, SMALL, SPREAD, table
+from tamp_modifier.demo.results import RECOVERED, SAVED, SMALL, SPREAD, table
 from tamp_modifier.demo.run import FORMAT_VERSION, Run
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +46,7 @@ def test_the_committed_result_is_of_all_steps() -> None:
 
 def test_the_table_has_a_row_for_each_run() -> None:
     runs = recorded()
-    assert table(runs, 30).row_count == len(runs) == len(METHODS) * len(SETTINGS) + 2
+    assert table(runs, 30).row_count == len(runs) == len(METHODS) * len(SETTINGS) + 3
 
 
 def test_methods_of_one_setting_do_not_reach_into_the_next() -> None:
@@ -54,4 +54,4 @@ def test_methods_of_one_setting_do_not_reach_into_the_next() -> None:
 
 
 def test_what_comes_next_names_folders_that_are_written() -> None:
-    assert {step.folder for step in steps() if step.folder} == {SAVED, SMALL}
+    assert {step.folder for step in steps() if step.folder} == {SAVED, SMALL, RECOVERED}
