@@ -6,18 +6,17 @@ A new model is one subclass of `QualityModel`, listed in `MODELS`.
 from __future__ import annotations
 
 import hashlib
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from torch import nn
 
-from benchmarks.quality import smollm2
+from benchmarks.quality.base import QualityModel
 from benchmarks.quality.cells import TaskItems
+from benchmarks.quality.language import SmolLM2, SmolLM2Elsewhere
 
 EVALUATION_SEED = 2
 """Methods are tuned on 1. Tables on 0 had shown where the preset was not ahead yet, so 2 is what no
@@ -25,99 +24,6 @@ choice was made on."""
 
 CALIBRATION_SEEDS = (0, 1, 2)
 """Those that are run by default."""
-
-
-class QualityModel(ABC):
-    """A model with calibration and evaluation data.
-
-    Attributes:
-        name: what the user calls it.
-        title: for tables and figures.
-        settings: where it is neither unharmed nor destroyed.
-        quick: two of them.
-        samples: calibration samples.
-        only_seeds: the calibration seeds that there may be; empty where all may.
-        layer: class name of its decoder layers.
-
-    Args:
-        data: folder for what has to be fetched.
-    """
-
-    name: ClassVar[str]
-    title: ClassVar[str]
-    settings: ClassVar[tuple[str, ...]]
-    quick: ClassVar[tuple[str, ...]]
-    samples: ClassVar[int]
-    only_seeds: ClassVar[tuple[int, ...]] = ()
-    layer: ClassVar[str] = "LlamaDecoderLayer"
-
-    def __init__(self, data: Path) -> None:
-        self.data = data
-
-    def prepare(self, say: Callable[[str], None] = print) -> None:
-        """Fetch what is not in the repository; by default there is nothing to fetch."""
-        say(f"{self.name}: nothing to fetch")
-
-    @abstractmethod
-    def check(self) -> None:
-        """Refuse to go on where weights or data are missing.
-
-        Raises:
-            FileNotFoundError: with what to do about it.
-        """
-
-    @abstractmethod
-    def load(self) -> Any:
-        """Return a fresh dense model, in fp32.
-
-        Its weights are those of bfloat16. Processors without units for bfloat16 emulate its
-        products, seven times slower than fp32, and others round them differently; in fp32 cells of
-        all processors can stand side by side.
-        """
-
-    @abstractmethod
-    def batches(self, seed: int, samples: int) -> list[dict[str, torch.Tensor]]:
-        """Calibration samples, one a batch, always the same for the same seed."""
-
-    @abstractmethod
-    def evaluate(self, model: Any) -> dict[str, TaskItems]:
-        """Answers to all items of all tasks."""
-
-    @abstractmethod
-    def weights(self) -> Path:
-        """Return the file of the dense weights."""
-
-    @classmethod
-    def kinds(cls) -> dict[str, tuple[str, ...]]:
-        """Kinds of tasks, kind -> tasks, that tables tell apart; none by default."""
-        return {}
-
-    def fields(self) -> dict[str, Any]:
-        """Fields of TAMPModifier that this model needs."""
-        return {}
-
-    def processor(self) -> Any:
-        """Tokenizer or processor, which oneshot wants."""
-        return None
-
-    @property
-    @abstractmethod
-    def items(self) -> str:
-        """What is asked, in a few words; part of the identity."""
-
-    @cached_property
-    def identity(self) -> str:
-        """Hash of the weights' bytes and of what is asked, see `cells.Conditions`."""
-        digest = hashlib.sha256(self.weights().read_bytes())
-        digest.update(self.items.encode())
-        return digest.hexdigest()[:16]
-
-    @staticmethod
-    def linears(model: Any) -> dict[str, nn.Linear]:
-        """Return the Linears of the decoder layers by name: what every method prunes."""
-        names = {id(module): name for name, module in model.named_modules()}
-        layers = model.get_decoder().layers
-        return {names[id(m)]: m for m in layers.modules() if isinstance(m, nn.Linear)}
 
 
 def _questions(per_task: int, asked: object) -> str:
@@ -198,87 +104,6 @@ class BoxModel(QualityModel):
             ((_, often),) = Counter(sample.question.answer for sample in asked).most_common(1)
             found[task] = TaskItems.from_values(
                 right.tolist(), [1] * len(right), nll.tolist(), group, often / len(asked)
-            )
-        return found
-
-
-class SmolLM2(QualityModel):
-    """A real language model on running text. Accuracy is that of the next token."""
-
-    name = "smollm2"
-    title = "SmolLM2-135M-Instruct (text)"
-    settings = ("20", "30", "40", "50", "60", "2:4")
-    quick = ("40", "50")
-    samples = 24
-    windows = 12
-
-    @property
-    def items(self) -> str:
-        digest = smollm2.digest(self.data / self.name)
-        return f"{self.windows} windows of {smollm2.WINDOW} tokens a text, {digest}"
-
-    def prepare(self, say: Callable[[str], None] = print) -> None:
-        smollm2.prepare(self.data / self.name, say)
-
-    def weights(self) -> Path:
-        return self.data / self.name / "model" / "model.safetensors"
-
-    def check(self) -> None:
-        if not smollm2.is_ready(self.data / self.name):
-            raise FileNotFoundError(
-                f"SmolLM2 and its texts are not in {self.data / self.name}; fetch them with "
-                f"python -m benchmarks.quality --prepare --data {self.data}"
-            )
-
-    def load(self) -> Any:
-        from transformers import AutoModelForCausalLM
-
-        folder = self.weights().parent
-        return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True
-        ).eval()
-
-    @cached_property
-    def _tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(self.weights().parent, local_files_only=True)
-
-    def processor(self) -> Any:
-        return self._tokenizer
-
-    def batches(self, seed: int, samples: int) -> list[dict[str, torch.Tensor]]:
-        folder = self.data / self.name
-        ids = smollm2.windows(folder, smollm2.CALIBRATION_FILES, self._tokenizer, samples, seed)
-        return [
-            {"input_ids": row[None], "attention_mask": torch.ones_like(row[None])} for row in ids
-        ]
-
-    def texts(self) -> dict[str, torch.Tensor]:
-        """Return evaluation windows, task -> [windows, WINDOW]."""
-        folder, count = self.data / self.name, self.windows
-        return {
-            "constitution": smollm2.windows(
-                folder, ("us-constitution", "us-declaration"), self._tokenizer, count, None
-            ),
-            "fortunes": smollm2.windows(
-                folder, smollm2.EVALUATION_FILES, self._tokenizer, count, smollm2.EVALUATION_SEED
-            ),
-        }
-
-    @torch.inference_mode()
-    def evaluate(self, model: Any) -> dict[str, TaskItems]:
-        found = {}
-        for task, rows in self.texts().items():
-            right, nll = [], []
-            for batch in rows.split(4):
-                logits = model(input_ids=batch, use_cache=False).logits[:, :-1].float()
-                wanted = batch[:, 1:]
-                right += (logits.argmax(-1) == wanted).sum(1).tolist()
-                loss = -logits.log_softmax(-1).gather(-1, wanted[..., None])[..., 0]
-                nll += loss.mean(1).tolist()
-            found[task] = TaskItems.from_values(
-                right, [rows.shape[1] - 1] * len(rows), nll, [], 0.0
             )
         return found
 
@@ -383,4 +208,6 @@ class SmolAV(QualityModel):
         }
 
 
-MODELS: dict[str, type[QualityModel]] = {model.name: model for model in (BoxModel, SmolLM2, SmolAV)}
+MODELS: dict[str, type[QualityModel]] = {
+    model.name: model for model in (BoxModel, SmolLM2, SmolLM2Elsewhere, SmolAV)
+}

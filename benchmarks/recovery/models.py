@@ -7,15 +7,17 @@ the other texts and their windows are the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from benchmarks.quality.models import SmolAV, SmolLM2
-from benchmarks.recovery import texts
+from benchmarks.quality import texts
+from benchmarks.quality.language import SmolLM2WithTexts
+from benchmarks.quality.models import SmolAV
+from benchmarks.quality.smollm2 import CALIBRATION_FILES
+from benchmarks.recovery.texts import training
 from tamp_modifier.data import Encoded
 
 TRAINING_SEED = 100
@@ -39,28 +41,12 @@ class TrainableModel(Protocol):
         """Return ids of media tokens by modality."""
 
 
-class RecoverySmolLM2(SmolLM2):
+class RecoverySmolLM2(SmolLM2WithTexts):
     """SmolLM2 with windows of prose to train on, and code as a kind of text that it never sees."""
 
     @property
-    def _folder(self) -> Path:
-        return self.data / self.name / "recovery"
-
-    def prepare(self, say: Callable[[str], None] = print) -> None:
-        super().prepare(say)
-        texts.prepare(self._folder, say)
-
-    def check(self) -> None:
-        super().check()
-        if not self._folder.is_dir():
-            raise FileNotFoundError(
-                f"there are no texts in {self._folder}; fetch them with "
-                f"python -m benchmarks.recovery --prepare --data {self.data}"
-            )
-
-    @property
     def items(self) -> str:
-        found = texts.digest(self._folder / f"{name}.py" for name in texts.MODULES)
+        found = texts.digest(self.texts_folder / f"{name}.py" for name in texts.MODULES)
         return f"{super().items}; middles of {len(texts.MODULES)} modules of Python, {found}"
 
     @classmethod
@@ -68,7 +54,7 @@ class RecoverySmolLM2(SmolLM2):
         return {"never seen": ("constitution", "code"), "of a kind seen": ("fortunes",)}
 
     def texts(self) -> dict[str, torch.Tensor]:
-        return {**super().texts(), "code": texts.code(self._folder, self._tokenizer)}
+        return {**super().texts(), "code": texts.code(self.texts_folder, self._tokenizer)}
 
     def load_stored(self) -> Any:
         """See `TrainableModel`."""
@@ -77,8 +63,8 @@ class RecoverySmolLM2(SmolLM2):
     def training_samples(self) -> Sequence[Encoded]:
         """See `TrainableModel`."""
         unseen = torch.cat(list(self.texts().values()))
-        rows = texts.training(
-            self._folder.with_name("texts"), self._folder, self._tokenizer, unseen, TRAINING_SEED
+        rows = training(
+            self.base / "texts", self.texts_folder, self._tokenizer, unseen, TRAINING_SEED
         )
         return [
             Encoded(f"window {i}", {"input_ids": row[None], "attention_mask": torch.ones(1, 256)})
@@ -88,8 +74,8 @@ class RecoverySmolLM2(SmolLM2):
     @property
     def told(self) -> str:
         """See `TrainableModel`."""
-        found = texts.digest(self._folder / f"{name}.txt" for name in texts.PROSE)
-        return f"windows of {', '.join((*texts.CALIBRATION_FILES, *texts.PROSE))}, {found}"
+        found = texts.digest(self.texts_folder / f"{name}.txt" for name in texts.PROSE)
+        return f"windows of {', '.join((*CALIBRATION_FILES, *texts.PROSE))}, {found}"
 
     def placeholders(self) -> dict[str, list[int]]:
         """See `TrainableModel`."""

@@ -255,7 +255,10 @@ def test_packed_results_print_the_same_tables(
     ("arguments", "message"),
     [
         (["--methods", "wandb"], "unknown method 'wandb'; known are magnitude, wanda"),
-        (["--models", "llama"], "unknown model 'llama'; known are box, smollm2, smolav"),
+        (
+            ["--models", "llama"],
+            "unknown model 'llama'; known are box, smollm2, smollm2_elsewhere, smolav",
+        ),
         (["--settings", "120"], "setting must be a sparsity in percent"),
         (["--settings", "4:2"], "setting must be a sparsity in percent"),
         (["--settings", "05"], "setting must be a sparsity in percent"),
