@@ -17,6 +17,8 @@ from benchmarks.pareto import speed as pareto_speed
 from benchmarks.pareto import table as pareto_table
 from benchmarks.quality import cells as quality_cells
 from benchmarks.quality import table as quality_table
+from benchmarks.recovery import results as recovery_results
+from benchmarks.recovery import table as recovery_table
 from benchmarks.serving import tables as serving_tables
 from devtools.docs_site.pages import ROOT
 
@@ -56,6 +58,22 @@ def pareto() -> str:
         f"Quality: {_measured(own)}\n\nSpeed: {_measured(speeds)}",
         "![NLL against bits a weight](../figures/pareto.png)",
         pareto_table.markdown(pareto_rows.rows(cells, speeds)),
+    )
+
+
+def recovery() -> str:
+    """Return what a training brings back of what pruning cost."""
+    found = recovery_results.load_folder(RESULTS / "recovery")
+    return _page(
+        "Recovery",
+        "What a training by the dense model brings back, without changing which weights are "
+        "zero. A minute is a minute of one core where nothing else runs; the gap is the "
+        "difference of NLL between the pruned and the dense model. "
+        "[Recovery](../recovery.md#results) says what was trained on, and what follows.",
+        "python -m benchmarks.recovery --table docs/results/recovery",
+        _measured([result.cell for result in found]),
+        "![What a training brings back](../figures/recovery.png)",
+        CAPTION.sub(r"## \1", recovery_table.markdown(found)),
     )
 
 
@@ -141,6 +159,7 @@ def serving() -> str:
 PAGES: dict[str, Callable[[], str]] = {
     "results/quality.md": quality,
     "results/pareto.md": pareto,
+    "results/recovery.md": recovery,
     "results/calibration.md": calibration_,
     "results/kernels.md": kernels_,
     "results/serving.md": serving,
