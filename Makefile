@@ -68,7 +68,7 @@ venv-serve $(SERVE): $(SERVE_STAMP) ## make .venv-serve, the serving environment
 # ---- use -----------------------------------------------------------------------------------------
 
 .PHONY: demo
-demo: $(STAMP) ## prune the demo model with Wanda, SparseGPT, TAMP and the preset; results in output/demo
+demo: $(STAMP) ## prune the demo model with four methods, quantize and recover it; results in output/demo
 	@$(BIN)/tamp demo --output output/demo
 
 DEMO_MODEL := output/demo/best-50
