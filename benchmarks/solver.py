@@ -65,7 +65,7 @@ def ours(setting: str) -> Solver:
     structure, *by_row = setting.split(" ", 1)
 
     def run(weight: Tensor, hessian: Tensor) -> Tensor:
-        return solve(weight, factorize(hessian), SPARSITY, structure, by_row=bool(by_row))
+        return solve(weight, factorize(hessian), SPARSITY, structure, per_row=float(bool(by_row)))
 
     return run
 

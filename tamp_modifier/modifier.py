@@ -115,8 +115,8 @@ class TAMPModifier(Modifier):
             "obs" (w^2 / [H^-1]_jj within each row) or "wanda_refit" (Wanda's mask).
         score_options: Options of the score by name. sparsegpt, obs and wanda_refit: damping (0.05)
             and refit (0 for sparsegpt, 8 for the others; steps of conjugate gradients that fit the
-            remaining weights). sparsegpt: by_row (False; compare within each row of a block of
-            columns, not over all rows of it).
+            remaining weights). sparsegpt: per_row (0; compare weights over all rows of a
+            block of columns, at 1 within each row, between in a middle way).
         targets: Class names, matched inside the text decoder only, or module names or "re:"
             patterns, matched anywhere.
         ignore: What is left alone, in the same form. The output head and routers always are;

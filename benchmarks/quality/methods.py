@@ -91,10 +91,10 @@ _DAS: dict[str, Any] = {"allocation_options": _OFFICIAL}
 _ALL: dict[str, Any] = {"selection": "all", "allocation": "uniform"}
 _REFIT: dict[str, Any] = {"score": "sparsegpt", "score_options": {"refit": 8}}
 _DAMPING: dict[str, Any] = {"damping": 0.2}
-_ROW: dict[str, Any] = {"score": "sparsegpt", "score_options": {"by_row": True, **_DAMPING}}
+_ROW: dict[str, Any] = {"score": "sparsegpt", "score_options": {"per_row": 1, **_DAMPING}}
 _ROW_REFIT: dict[str, Any] = {
     "score": "sparsegpt",
-    "score_options": {"by_row": True, "refit": 8, **_DAMPING},
+    "score_options": {"per_row": 1, "refit": 8, **_DAMPING},
 }
 
 BEFORE = "best_01"

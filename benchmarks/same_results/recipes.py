@@ -161,7 +161,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "score.sparsegpt": {"score": "sparsegpt"},
     "score.sparsegpt_refit": {"score": "sparsegpt", "score_options": {"refit": 4}},
     "score.sparsegpt_drift": {"score": "sparsegpt", "selection": "drift", "allocation": "owl"},
-    "score.sparsegpt_by_row": {"score": "sparsegpt", "score_options": {"by_row": True}},
+    "score.sparsegpt_by_row": {"score": "sparsegpt", "score_options": {"per_row": 1}},
     "score.obs": {"score": "obs"},
     "score.wanda_refit": {"score": "wanda_refit"},
     "score.magnitude": {"score": "magnitude"},

@@ -9,7 +9,7 @@ from typing import Any
 PRESETS: dict[str, dict[str, Any]] = {
     "best": {
         "score": "sparsegpt",
-        "score_options": {"by_row": True, "damping": 0.2, "refit": 8},
+        "score_options": {"per_row": 0.5, "damping": 0.2, "refit": 8},
         "selection": "balanced",
         "selection_options": {"modalities": 1.0, "samples": 1.0},
         "allocation": "atp",

@@ -24,13 +24,16 @@ class Score(ABC):
         name: what the user calls it.
         needs_tokens: whether it reads the selected tokens at all.
         keeps_weights: whether the remaining weights are unchanged.
-        by_row: whether every row has the same number of zeros.
     """
 
     name: ClassVar[str]
     needs_tokens: ClassVar[bool] = True
     keeps_weights: ClassVar[bool] = True
-    by_row: bool = True
+
+    @property
+    def by_row(self) -> bool:
+        """Whether every row has the same number of zeros."""
+        return True
 
     @abstractmethod
     def statistics(self, in_features: int) -> Statistics:

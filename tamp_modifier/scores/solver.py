@@ -80,7 +80,7 @@ def solve(
     sparsity: float,
     mask_structure: str = "0:0",
     *,
-    by_row: bool = False,
+    per_row: float = 0.0,
     quantize: Quantize | None = None,
 ) -> Tensor:
     """Prune one Linear and adapt the weights that stay.
@@ -90,23 +90,25 @@ def solve(
         factor: of the Hessian of its inputs.
         sparsity: share of the weights that goes, in [0, 1]; with N:M the structure decides.
         mask_structure: "0:0" or "N:M"; groups are of M columns that lie side by side in `weight`.
-        by_row: compare weights within each row of a block, which gives all rows the same number of
-            zeros, instead of over all rows of it. N:M is by row in any case.
+        per_row: from 0, compare weights over all rows of a block, to 1, within each row, which
+            gives all rows the same number of zeros; see `_relative`. N:M is within rows always.
         quantize: rounds what stays, column by column, so that the columns that follow make up for
             the rounding as well.
 
     Returns:
-        fp32 [out, in]. `pruned_columns` weights of every row are zero, on average over rows if not
-        `by_row`; of equal weights those of the first columns and rows go. Weights that stay may be
-        zero by chance or, with `quantize`, by rounding.
+        fp32 [out, in]. `pruned_columns` weights of every row are zero, on average over rows if
+        `per_row` is below 1; of equal weights those of the first columns and rows go. Weights that
+        stay may be zero by chance or, with `quantize`, by rounding.
 
     Raises:
         ValueError: shapes that do not agree, columns not divisible by M, an order that tears groups
-            of M apart, sparsity out of range.
+            of M apart, sparsity or `per_row` out of range.
     """
     rows, columns = weight.shape
     prune_n, prune_m = parse_mask_structure(mask_structure)
     _check(weight, factor, sparsity, mask_structure)
+    if not 0.0 <= per_row <= 1.0:
+        raise ValueError(f"per_row must be in [0, 1], got {per_row}")
     upper, order = factor.upper, factor.order
     turned = weight.t() if order is None else weight.t()[order]
     # [in, out]; becomes weight minus result, block by block. A copy in any case.
@@ -128,10 +130,13 @@ def solve(
         if quantize is not None:
             block.quantize, block.places = quantize, places[start:end]
         if not prune_m:
-            wanted = each if by_row else rows * each
-            count = wanted * end // columns - wanted * start // columns
             scores = (values * block.diagonal[:, None]).square_()
-            block.drop = (_smallest_by_row if by_row else _smallest)(scores, count)
+            of_row = each * end // columns - each * start // columns
+            if per_row == 1:
+                block.drop = _smallest_by_row(scores, of_row)
+            else:
+                count = rows * each * end // columns - rows * each * start // columns
+                block.drop = _smallest(_relative(scores, of_row, per_row), count)
         result[start:end] = block.run()
         rest[start:end] -= result[start:end]
     if order is not None:
@@ -198,6 +203,19 @@ class _Block:
         rounded = rounded.to(value).masked_fill(self.drop[column], 0.0)
         torch.sub(value, rounded, out=error).mul_(self.diagonal[column])
         value.copy_(rounded)
+
+
+def _relative(scores: Tensor, count: int, power: float) -> Tensor:
+    """Divide scores [columns, out] by a power of what a choice within their row would go by.
+
+    A row's threshold is the largest score that goes where `count` of every row go. With power 0
+    scores stay as they are, with 1 each row is compared with its own threshold, so about `count` of
+    each go.
+    """
+    if power == 0 or count == 0:
+        return scores
+    thresholds = scores.kthvalue(count, dim=0).values
+    return scores.div_(thresholds.clamp_min_(torch.finfo(scores.dtype).tiny).pow_(power))
 
 
 def _smallest(scores: Tensor, count: int) -> Tensor:

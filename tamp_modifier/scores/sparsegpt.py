@@ -31,19 +31,28 @@ class SparseGPT(HessianScore):
     Removes weights block by block of columns, and adapts those that stay to make up for them.
 
     Attributes:
-        by_row: compare weights within each row of a block. Otherwise they are compared over all
-            rows of it, as in the paper: rows differ in sparsity, and the Linear as a whole has
-            exactly its share.
+        per_row: 0 compares weights over all rows of a block, as in the paper: rows differ in
+            sparsity, and the Linear as a whole has exactly its share. 1 compares them within each
+            row. Between, rows differ less.
     """
 
     name = "sparsegpt"
-    by_row: bool = False
+    per_row: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 <= self.per_row <= 1.0:
+            raise ValueError(f"per_row must be in [0, 1], got {self.per_row}")
+
+    @property
+    def by_row(self) -> bool:
+        return self.per_row == 1
 
     def prepare(self, hessian: Tensor) -> Factor:
         return factorize(hessian)
 
     def choose(self, weight: Tensor, made: Factor, sparsity: float, mask_structure: str) -> Tensor:
-        return solve(weight, made, sparsity, mask_structure, by_row=self.by_row)
+        return solve(weight, made, sparsity, mask_structure, per_row=self.per_row)
 
     def choosing(self, in_features: int, out_features: int) -> float:
         return float(out_features * in_features**2 + in_features**3 / 3)

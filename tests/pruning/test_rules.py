@@ -297,7 +297,7 @@ def test_sparsegpt_on_all_tokens_is_near_upstreams(tmp_path: Path) -> None:
 
 
 def test_sparsegpt_by_row_gives_every_row_its_share(tmp_path: Path) -> None:
-    fields = {"score": "sparsegpt", "score_options": {"by_row": True}, "allocation": "uniform"}
+    fields = {"score": "sparsegpt", "score_options": {"per_row": 1}, "allocation": "uniform"}
     weights, report = pruned(tmp_path, fields)
     check_budget(weights, report, 0.5)
     for weight in weights.values():

@@ -84,21 +84,23 @@ def test_without_steps_the_weights_stay_and_with_steps_the_error_falls() -> None
 
 
 def test_by_row_every_row_has_as_many_zeros() -> None:
-    over_rows, within_rows = pruned("sparsegpt", 0.6), pruned("sparsegpt", 0.6, by_row=True)
+    over_rows, within_rows = pruned("sparsegpt", 0.6), pruned("sparsegpt", 0.6, per_row=1)
     assert len(set((over_rows == 0).sum(1).tolist())) > 1
     assert (within_rows == 0).sum(1).tolist() == [120] * ROWS
-    assert get_score("sparsegpt", by_row=True).by_row and not get_score("sparsegpt").by_row
-    groups = (pruned("sparsegpt", structure="2:4", by_row=flag) for flag in (False, True))
+    assert get_score("sparsegpt", per_row=1).by_row and not get_score("sparsegpt").by_row
+    groups = (pruned("sparsegpt", structure="2:4", per_row=power) for power in (0, 1))
     assert torch.equal(*groups)
 
 
 def test_options_of_the_modifier_reach_the_score() -> None:
-    fields = TAMPModifier(score="sparsegpt", score_options={"by_row": True, "refit": 4})
+    fields = TAMPModifier(score="sparsegpt", score_options={"per_row": 0.5, "refit": 4})
     assert get_score(fields.score, **fields.score_options) == get_score(
-        "sparsegpt", by_row=True, refit=4
+        "sparsegpt", per_row=0.5, refit=4
     )
-    with pytest.raises(ValueError, match="by_row of score 'sparsegpt' must be true or false"):
-        get_score("sparsegpt", by_row=1.0)
+    with pytest.raises(ValueError, match="per_row of score 'sparsegpt' must be a number"):
+        get_score("sparsegpt", per_row=True)
+    with pytest.raises(ValueError, match=r"per_row must be in \[0, 1\], got -1"):
+        get_score("sparsegpt", per_row=-1)
     for name, option in (("obs", "damping"), ("wanda_refit", "refit")):
         with pytest.raises(ValueError, match=f"{option} of score '{name}' must be a number"):
             get_score(name, **{option: True})

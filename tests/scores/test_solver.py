@@ -38,7 +38,7 @@ def slow_solve(
     hessian: Tensor,
     sparsity: float,
     structure: str = "0:0",
-    by_row: bool = False,
+    per_row: float = 0.0,
     quantize: Callable[[Tensor, int], Tensor] | None = None,
 ) -> Tensor:
     """Optimal brain surgery in fp64, with the inverse Hessian of the columns that are left."""
@@ -53,12 +53,15 @@ def slow_solve(
         part = slice(j, j + m) if m else slice(j, min(j + size, columns))
         if j % (m or size) == 0:  # the choice, from weights as they are now
             metric = work[:, part].square() * cost[part]
-            if m or by_row:
-                count = n if m else each * part.stop // columns - each * part.start // columns
+            own = each * part.stop // columns - each * part.start // columns
+            if m or per_row == 1:
+                count = n if m else own
                 keep[:, part].scatter_(1, metric.argsort(dim=1)[:, :count], False)
             else:
                 total = rows * each
                 count = total * part.stop // columns - total * part.start // columns
+                if own:
+                    metric = metric / metric.sort(dim=1).values[:, own - 1 : own] ** per_row
                 some = torch.ones(metric.numel(), dtype=torch.bool)
                 some[metric.flatten().argsort()[:count]] = False
                 keep[:, part] = some.view_as(metric)
@@ -76,13 +79,13 @@ def error(result: Tensor, weight: Tensor, hessian: Tensor) -> float:
 
 @pytest.mark.parametrize("columns", [24, 312])
 @pytest.mark.parametrize(
-    ("structure", "by_row"),
-    [("0:0", False), ("0:0", True), ("2:4", False), ("4:8", False), ("5:12", True)],
+    ("structure", "per_row"),
+    [("0:0", 0), ("0:0", 0.5), ("0:0", 0.9), ("0:0", 1), ("2:4", 0), ("4:8", 0.5), ("5:12", 1)],
 )
-def test_it_is_the_slow_formula(structure: str, by_row: bool, columns: int) -> None:
+def test_it_is_the_slow_formula(structure: str, per_row: float, columns: int) -> None:
     weight, hessian = problem(20, columns)
-    found = solve(weight, factorize(hessian), 0.5, structure, by_row=by_row)
-    wanted = slow_solve(weight, hessian, 0.5, structure, by_row)
+    found = solve(weight, factorize(hessian), 0.5, structure, per_row=per_row)
+    wanted = slow_solve(weight, hessian, 0.5, structure, per_row)
     assert torch.equal(found == 0, wanted == 0)
     torch.testing.assert_close(found, wanted.float(), rtol=1e-3, atol=1e-3)
 
@@ -104,44 +107,63 @@ def test_masks_of_groups_are_those_of_upstream(structure: str) -> None:
     rows=st.integers(1, 30),
     columns=st.sampled_from([1, 8, 100, 128, 130, 300]),
     sparsity=st.floats(0.0, 1.0),
-    by_row=st.booleans(),
+    per_row=st.sampled_from([0.0, 0.3, 0.9, 1.0]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
 )
 def test_counts_are_exact_and_blocks_share_them(
-    rows: int, columns: int, sparsity: float, by_row: bool, dtype: torch.dtype
+    rows: int, columns: int, sparsity: float, per_row: float, dtype: torch.dtype
 ) -> None:
     weight, hessian = problem(rows, columns)
     weight = weight.to(dtype)
     before = weight.clone()
-    zeros = solve(weight, factorize(hessian), sparsity, by_row=by_row) == 0
+    zeros = solve(weight, factorize(hessian), sparsity, per_row=per_row) == 0
     each = pruned_columns(columns, sparsity)
     assert int(zeros.sum()) == rows * each
-    assert not by_row or zeros.sum(1).tolist() == [each] * rows
+    assert per_row < 1 or zeros.sum(1).tolist() == [each] * rows
     for start in range(0, columns, BLOCK):
         block = zeros[:, start : start + BLOCK]
         share = rows * each * block.shape[1] / columns
-        assert abs(int(block.sum()) - share) <= (rows if by_row else 1)
+        assert abs(int(block.sum()) - share) <= (rows if per_row == 1 else 1)
     assert torch.equal(weight, before)
 
 
 def test_features_that_were_never_active_go_first() -> None:
     weight, hessian = problem(10, 32)
     hessian[5], hessian[:, 5] = 0.0, 0.0
-    found = solve(weight, factorize(damp(hessian, 1000, 0.05)), 0.1, by_row=True)
+    found = solve(weight, factorize(damp(hessian, 1000, 0.05)), 0.1, per_row=1)
     assert bool((found[:, 5] == 0).all())
 
 
-@pytest.mark.parametrize("by_row", [False, True])
-def test_of_equal_weights_the_first_go(by_row: bool) -> None:
-    found = solve(torch.ones(3, 8), factorize(torch.eye(8)), 0.5, by_row=by_row)
+def test_a_row_that_is_small_loses_less_the_more_rows_count() -> None:
+    weight, hessian = problem(20, 200)
+    weight[:10] /= 10.0
+    zeros = [
+        int((solve(weight, factorize(hessian), 0.5, per_row=power)[:10] == 0).sum())
+        for power in (0.0, 0.4, 0.8, 1.0)
+    ]
+    assert zeros == sorted(zeros, reverse=True) and zeros[0] > zeros[1] > zeros[2]
+    assert zeros[-1] == 10 * 100
+
+
+def test_a_row_of_zeros_does_not_keep_others() -> None:
+    weight, hessian = problem(8, 100)
+    weight[3] = 0.0
+    found = solve(weight, factorize(hessian), 0.5, per_row=0.5)
+    assert bool(torch.isfinite(found).all()) and int((found == 0).sum()) == 8 * 50
+    assert bool((found[3] == 0).all())
+
+
+@pytest.mark.parametrize("per_row", [0, 0.5, 1])
+def test_of_equal_weights_the_first_go(per_row: float) -> None:
+    found = solve(torch.ones(3, 8), factorize(torch.eye(8)), 0.5, per_row=per_row)
     assert found.tolist() == [[0.0] * 4 + [1.0] * 4] * 3
 
 
 def test_one_factor_serves_all_weights_that_read_the_same_inputs() -> None:
     weight, hessian = problem(24, 200)
     factor = factorize(hessian)
-    together = solve(weight, factor, 0.5, by_row=True)
-    apart = torch.cat([solve(part, factor, 0.5, by_row=True) for part in weight.split(10)])
+    together = solve(weight, factor, 0.5, per_row=1)
+    apart = torch.cat([solve(part, factor, 0.5, per_row=1) for part in weight.split(10)])
     assert torch.equal(together == 0, apart == 0)
     torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-4)
 
@@ -154,8 +176,8 @@ def test_columns_are_pruned_in_the_order_that_is_given(structure: str) -> None:
         activation_order(hessian, parse_mask_structure(structure)[1]),
     ):
         assert not torch.equal(order, torch.arange(300))
-        found = solve(weight, factorize(hessian, order), 0.5, structure, by_row=True)
-        wanted = slow_solve(weight[:, order], hessian[order][:, order], 0.5, structure, True)
+        found = solve(weight, factorize(hessian, order), 0.5, structure, per_row=1)
+        wanted = slow_solve(weight[:, order], hessian[order][:, order], 0.5, structure, 1)
         assert torch.equal((found == 0)[:, order], wanted == 0)
         torch.testing.assert_close(found[:, order], wanted.float(), rtol=1e-3, atol=1e-3)
         assert has_structure(found, structure)
@@ -179,16 +201,16 @@ def on_a_grid(values: Tensor, column: int) -> Tensor:
     return (values / step).round() * step
 
 
-@pytest.mark.parametrize(("structure", "by_row"), [("0:0", False), ("0:0", True), ("2:4", False)])
-def test_rounding_is_made_up_for_as_pruning_is(structure: str, by_row: bool) -> None:
+@pytest.mark.parametrize(("structure", "per_row"), [("0:0", 0), ("0:0", 1), ("2:4", 0)])
+def test_rounding_is_made_up_for_as_pruning_is(structure: str, per_row: float) -> None:
     weight, hessian = problem(20, 144)
     factor = factorize(hessian)
-    found = solve(weight, factor, 0.5, structure, by_row=by_row, quantize=on_a_grid)
-    wanted = slow_solve(weight, hessian, 0.5, structure, by_row, on_a_grid)
+    found = solve(weight, factor, 0.5, structure, per_row=per_row, quantize=on_a_grid)
+    wanted = slow_solve(weight, hessian, 0.5, structure, per_row, on_a_grid)
     # A value on the edge between two steps of the grid may fall to either side.
     assert float((found != wanted).double().mean()) < 0.01
     assert error(found, weight, hessian) == pytest.approx(error(wanted, weight, hessian), rel=0.02)
-    plain = solve(weight, factor, 0.5, structure, by_row=by_row)
+    plain = solve(weight, factor, 0.5, structure, per_row=per_row)
     after = torch.stack([on_a_grid(plain[:, j], j) for j in range(144)], 1)
     assert torch.equal(torch.stack([on_a_grid(found[:, j], j) for j in range(144)], 1), found)
     assert error(found, weight, hessian) < 0.95 * error(after, weight, hessian)
@@ -202,9 +224,9 @@ def test_rounding_knows_columns_by_their_place_in_the_weight() -> None:
         seen.append(column)
         return values
 
-    found = solve(weight, factorize(hessian, order), 0.5, by_row=True, quantize=remember)
+    found = solve(weight, factorize(hessian, order), 0.5, per_row=1, quantize=remember)
     assert seen == order.tolist()
-    assert torch.equal(found, solve(weight, factorize(hessian, order), 0.5, by_row=True))
+    assert torch.equal(found, solve(weight, factorize(hessian, order), 0.5, per_row=1))
 
 
 def test_what_cannot_be_is_refused() -> None:
@@ -212,6 +234,8 @@ def test_what_cannot_be_is_refused() -> None:
     factor = factorize(hessian)
     with pytest.raises(ValueError, match=r"weight must be \[out, 6\] as its Hessian, got \(2, 5\)"):
         solve(weight[:, :5], factor, 0.5)
+    with pytest.raises(ValueError, match=r"per_row must be in \[0, 1\], got 2"):
+        solve(weight, factor, 0.5, per_row=2)
     with pytest.raises(ValueError, match=r"sparsity must be in \[0, 1\], got 1.5"):
         solve(weight, factor, 1.5)
     with pytest.raises(ValueError, match="2:4 needs columns divisible by 4, got 6"):
