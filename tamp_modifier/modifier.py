@@ -80,9 +80,9 @@ class TAMPModifier(Modifier):
     Attributes:
         preset: Named values for the fields that are not given. None, the default, is the method of
             the paper. "best" is what to try first (docs/quality.md says where it is ahead and where
-            not): SparseGPT's sequential solver, which chooses within each row here, and a
-            least-squares refit of the remaining weights. All samples, and in each of them all
-            modalities, have equal weight. Above 50 % the sparsity rises with depth.
+            not): SparseGPT's sequential solver, which compares weights half within their row
+            here, and a least-squares refit of the remaining weights. All samples, and in each of
+            them all modalities, have equal weight. Above 50 % the sparsity rises with depth.
         sparsity: Share of the weights of all target Linears that is pruned, in (0, 1).
         mask_structure: "0:0" for unstructured, or "N:M": of every M consecutive weights of a row, N
             are pruned, as in WandaPruningModifier. With the sparsity N / M every Linear is N:M and
