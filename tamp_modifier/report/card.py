@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tamp_modifier.files import whole_file
 from tamp_modifier.messages import size_text
 from tamp_modifier.report.model import PruningReport, Recovery
 
@@ -39,6 +40,12 @@ RECOVERY = ("train", "minutes", "tokens", "samples", "rank", "scheme", "top_k", 
 
 BEGIN, END = "<!-- tamp-modifier: storage -->", "<!-- tamp-modifier: end of storage -->"
 """Around what changes when a checkpoint is packed or unpacked."""
+
+RESULTS = {
+    "data": "Answers to questions",
+    "tasks": "Tasks of lm-evaluation-harness",
+}
+"""Headings of what ``tamp eval`` found, by the option that asked for it."""
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -111,6 +118,55 @@ def renew_card(folder: Path, report: PruningReport | None, packed: bool) -> None
         file.write_bytes(before + _storage(folder, packed).encode() + after)
 
 
+def check_card(folder: Path) -> None:
+    """Refuse a folder whose card `add_results` could not write into.
+
+    Raises:
+        ValueError: it has no card that `write_card` has written.
+    """
+    file = folder / CARD_FILE
+    content = file.read_bytes() if file.is_file() else b""
+    if BEGIN.encode() not in content:
+        raise ValueError(
+            f"{folder} has no model card of tamp-modifier (a {CARD_FILE}) to write results into"
+        )
+
+
+def add_results(
+    folder: Path, kind: str, text: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
+) -> Path:
+    """Write a table of results into the card of a folder, in place of an earlier one of its kind.
+
+    Args:
+        folder: of the checkpoint, with a card that `write_card` has written.
+        kind: one of `RESULTS`.
+        text: what was asked, and how.
+        columns: names of the columns.
+        rows: the cells as text; the first of a row is the name of a task.
+
+    Raises:
+        ValueError: the folder has no such card.
+    """
+    check_card(folder)
+    begin = f"<!-- tamp-modifier: results of --{kind} -->"
+    end = f"<!-- tamp-modifier: end of results of --{kind} -->"
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    lines += [f"| {' | '.join((_code(task), *map(_line, cells)))} |" for task, *cells in rows]
+    table = "\n".join(lines)
+    section = f"{begin}\n\n## {RESULTS[kind]}\n\n{text}\n\n{table}\n\n{end}"
+    file = folder / CARD_FILE
+    content = file.read_bytes()
+    before, old, rest = content.partition(begin.encode())
+    _, closed, after = rest.partition(end.encode())
+    if old and closed:
+        content = before + section.encode() + after
+    else:
+        content = content.replace(BEGIN.encode(), f"{section}\n\n{BEGIN}".encode(), 1)
+    with whole_file(file) as partial:
+        partial.write_bytes(content)
+    return file
+
+
 def _front_matter(origin: Origin, report: PruningReport | None) -> str:
     lines = ["---", "library_name: transformers"]
     if origin.base is not None and _on_hub(origin.base):
@@ -131,9 +187,14 @@ def shown_name(name: str) -> str:
     return name if _on_hub(name) else Path(name).name or Path(name).resolve().name
 
 
+def _line(text: str) -> str:
+    """Return text that comes from elsewhere in one line, without what ends code or a cell."""
+    return re.sub(r"[`|]", "'", " ".join(text.split()))
+
+
 def _code(text: str) -> str:
     """Return text that comes from elsewhere as code, in one line of a table."""
-    return f"`{re.sub(r'[`|]', chr(39), ' '.join(text.split()))}`"
+    return f"`{_line(text)}`"
 
 
 def _title(origin: Origin) -> str:
