@@ -1,6 +1,6 @@
 """Writes the exact versions that an environment was tested with: ``make constraints``.
 
-``python -m devtools.constraints EXTRA`` prints what an extra of tamp-modifier has drawn in, as
+``python -m devtools.constraints NAME`` prints what extras of tamp-modifier have drawn in, as
 constraints of pip: versions alone, without hosts, paths and local labels such as "+cpu".
 """
 
@@ -14,7 +14,8 @@ from importlib import metadata
 from packaging.requirements import Requirement
 
 PACKAGE = "tamp-modifier"
-COMPLETE = ("compress", "serve-cpu")
+COMPLETE = {"compress": ("compress", "eval"), "serve-cpu": ("serve-cpu",)}
+"""Extras of each file in constraints/."""
 
 
 def canonical(name: str) -> str:
@@ -49,17 +50,18 @@ def closure(name: str, extras: frozenset[str]) -> dict[str, str]:
 
 
 def main() -> None:
-    """Print the constraints of one extra."""
+    """Print the constraints of one environment."""
     if len(sys.argv) != 2 or sys.argv[1] not in COMPLETE:
         sys.exit(f"usage: python -m devtools.constraints {'|'.join(COMPLETE)}")
-    extra = sys.argv[1]
-    found = closure(PACKAGE, frozenset([extra]))
+    name = sys.argv[1]
+    extras = COMPLETE[name]
+    found = closure(PACKAGE, frozenset(extras))
     python = ".".join(platform.python_version_tuple()[:2])
     print(f"# Tested with Python {python} on {platform.system()} {platform.machine()}.")
     print("# `make constraints` writes this file from the environment.")
-    print(f'# pip install "{PACKAGE}[{extra}]" -c constraints/{extra}.txt')
-    for name, version in sorted(found.items()):
-        print(f"{name}=={version}")
+    print(f'# pip install "{PACKAGE}[{",".join(extras)}]" -c constraints/{name}.txt')
+    for package, version in sorted(found.items()):
+        print(f"{package}=={version}")
 
 
 if __name__ == "__main__":
