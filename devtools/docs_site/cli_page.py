@@ -14,7 +14,9 @@ HEAD = """# Command line
 130 interrupted. A failure is one line on standard error; `TAMP_DEBUG=1` shows the traceback as
 well.
 """
-PAGES = {name: f"docs/{name}.md" for name in ("choosing", "data", "recovery", "scale")}
+PAGES = {
+    name: f"docs/{name}.md" for name in ("choosing", "data", "evaluation", "recovery", "scale")
+}
 """Pages that help texts name by their path."""
 
 
