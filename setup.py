@@ -18,17 +18,19 @@ WARNING: `tamp env` says which kernels run. Install a compiler, then tamp-modifi
 
 
 def index_page(readme: str) -> str:
-    """Return the README without what breaks on a package index: pictures and links to files here.
+    """Return the README without what breaks on a package index.
 
-    A link to a file becomes its text and, where the text does not say it, the file's path.
+    Pictures and diagrams are left out. A link to a file here becomes its text and, where the text
+    does not say it, the file's path.
     """
 
     def plain(link: re.Match[str]) -> str:
         text, path = link[1], link[2].partition("#")[0]
-        return text if text.rstrip("/") in path else f"{text} ({path})"
+        return text if path.startswith(text.rstrip("/")) else f"{text} ({path})"
 
-    pictures = re.compile(r"^!\[[^]]*\]\((?!https://)[^)]*\)\n+", re.MULTILINE)
-    return re.sub(r"\[([^]]+)\]\((?!https://)([^)]+)\)", plain, pictures.sub("", readme))
+    shown = r"!\[[^]]*\]\((?!https://)[^)]*\)\n+|```mermaid\n.*?\n```\n+"
+    readme = re.sub(rf"^(?:{shown})", "", readme, flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"\[([^]]+)\]\((?!https://)([^)]+)\)", plain, readme)
 
 
 class Library(build_ext):
