@@ -22,6 +22,12 @@ class Section(NamedTuple):
 
 SECTIONS = (
     Section(
+        "Prune",
+        "The one call that `tamp prune` makes; [Getting started](../getting-started.md) goes on "
+        "from there.",
+        ("tamp_modifier.prune", "tamp_modifier.workflows.prune.Pruned"),
+    ),
+    Section(
         "Data",
         "Read conversations, encode them and make the batches of a calibration; "
         "[Prepare data](../data.md) shows them at work.",

@@ -89,12 +89,12 @@ def prune(
     With `output`, finished decoder layers are kept in ``OUTPUT.partial`` until the model is saved.
     A run that was killed goes on from there when the same call is made again.
 
-    Example::
+    For example:
 
         import tamp_modifier
 
         done = tamp_modifier.prune(
-            "MODEL", data="calibration.jsonl", preset="best", sparsity=0.5, output="pruned"
+            "MODEL", data="calibration.jsonl", output="pruned", preset="best", sparsity=0.5
         )
         print(done.report.reached_sparsity)
 
