@@ -25,7 +25,7 @@ def test_calibration_measures_every_method(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     data = json.loads((tmp_path / "result.json").read_text())
     methods = {run["method"] for run in data["results"] if run["samples"] == 2}
-    assert methods == {"forward", "Wanda", "TAMP", "TAMP one_pass", "SparseGPT"}
+    assert methods == {"forward", "Wanda", "TAMP", "TAMP one_pass", "SparseGPT", "best"}
     for run in data["results"]:
         assert run["seconds"] > 0 and run["peak_bytes"] > 100e6
         pruned = 0.0 if run["method"] == "forward" else 0.5
