@@ -18,7 +18,7 @@ def markdown(rows: Sequence[Row]) -> str:
     on_front = {model: _front(rows, model) for model in quality}
     head = ["point", "bits a weight"]
     for model in quality:
-        head += [f"{model_title(model)}: MiB", "kept", "NLL"]
+        head += [f"{model_title(model)}: MiB", "retained", "NLL"]
     for model in speed:
         batches = ", ".join(map(str, BATCHES))
         head += [f"{MODELS[model].title}: MiB", f"decode, batch {batches}", "prefill"]

@@ -22,10 +22,10 @@ from benchmarks.quality.statistics import (
 )
 
 OURS = "best"
-HEADERS = ("method", "seeds", "zeros", "kept (95 % interval)", "NLL (95 % interval)", "CPU s")
+HEADERS = ("method", "seeds", "zeros", "retained (95 % interval)", "NLL (95 % interval)", "CPU s")
 VERSUS = (
     "the preset against",
-    "kept, difference",
+    "retained, difference",
     "NLL, difference",
     "NLL, seed by seed",
     "p",
@@ -275,7 +275,7 @@ def markdown(found: Sequence[Block]) -> str:
         kinds = next(iter(block.kinds.values()), {})
         if kinds:
             lines += as_markdown(
-                ("kept against", *kinds),
+                ("retained against", *kinds),
                 [
                     (title_of(name), *(points(kept) for kept, _ in values.values()))
                     for name, values in block.kinds.items()

@@ -237,7 +237,7 @@ def test_packed_results_print_the_same_tables(
     assert "demo model (pictures and text), 50 %**" in printed[0] and "2:4**" in printed[0]
     assert "| the preset against |" in printed[0]
     assert "| NLL against | picture |" in printed[0]
-    steps = printed[0].partition("| step | kept, difference |")[2].splitlines()[2:5]
+    steps = printed[0].partition("| step | retained, difference |")[2].splitlines()[2:5]
     assert [line.split(" | ")[0] for line in steps] == [
         "| SparseGPT, our damping",
         "| SparseGPT, our damping, refit",
