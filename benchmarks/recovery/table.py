@@ -11,7 +11,15 @@ from benchmarks.quality.table import as_markdown, model_title, setting_label, se
 from benchmarks.recovery.models import MODELS
 from benchmarks.recovery.results import Result, Training
 
-HEADERS = ("way", "tokens", "tokens/s", "held-out KL", "retained (95 % interval)", "NLL", "gap closed")
+HEADERS = (
+    "way",
+    "tokens",
+    "tokens/s",
+    "held-out KL",
+    "retained (95 % interval)",
+    "NLL",
+    "gap closed",
+)
 
 
 def markdown(results: Sequence[Result]) -> str:
