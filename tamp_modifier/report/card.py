@@ -259,9 +259,6 @@ def _storage(folder: Path, packed: bool) -> str:
     total = size_text(sum(file.stat().st_size for file in files))
     number = "one file" if len(files) == 1 else f"{len(files)} files"
     stored = "packed: masks and the weights that are not zero" if packed else "with its zeros"
-    load = "like any other model"
-    if packed:
-        load = "after `import tamp_modifier; tamp_modifier.register_with_transformers()`"
     quantized = _quantization(folder)
     return f"""{BEGIN}
 
@@ -273,13 +270,25 @@ Serve it with vLLM, where tamp-modifier is installed in the same environment:
 vllm serve ./FOLDER
 ```
 
-transformers loads it as a dense model, {load}.
+{_loading(packed, bool(quantized))}
 
 ## Size
 
 {total} in {number}, stored {stored}.{quantized}
 
 {END}"""
+
+
+def _loading(packed: bool, quantized: bool) -> str:
+    """Return a sentence on how transformers loads the folder, if it does."""
+    if packed and quantized:
+        return "transformers loads it after `tamp unpack`, where compressed-tensors is installed."
+    if quantized:
+        return "transformers loads it, where compressed-tensors is installed."
+    load = "like any other model"
+    if packed:
+        load = "after `import tamp_modifier; tamp_modifier.register_with_transformers()`"
+    return f"transformers loads it as a dense model, {load}."
 
 
 def _quantization(folder: Path) -> str:

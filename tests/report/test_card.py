@@ -129,9 +129,12 @@ def test_a_quantized_checkpoint_names_its_quantization(folder: Path, tmp_path: P
     quantization["config_groups"] = {"group_0": {"targets": ["Linear"]}}
     (folder / "config.json").write_text(json.dumps({"quantization_config": quantization}))
     told = "Quantized: `compressed-tensors`, `int-quantized`."
-    assert told in write_card(folder, None).read_text()
+    plain = write_card(folder, None).read_text()
+    assert told in plain and "transformers loads it, where compressed-tensors is" in plain
     pack_checkpoint(folder, tmp_path / "packed")
-    assert told in (tmp_path / "packed" / CARD_FILE).read_text()
+    packed = (tmp_path / "packed" / CARD_FILE).read_text()
+    assert told in packed and "transformers loads it after `tamp unpack`" in packed
+    assert "register_with_transformers" not in packed
 
 
 @pytest.mark.parametrize(
