@@ -88,7 +88,7 @@ def answered(
         if not cache or asked.loaded is not None:
             raise
         raise KeyboardInterrupt(
-            f"the answers so far are kept in {file}: the same command goes on from there"
+            f"the answers so far are kept in {file}: run the same command to resume"
         ) from None
     return [with_answer(row, answer) for row, answer in zip(rows, answers, strict=True)]
 

@@ -176,8 +176,8 @@ def _kept(out: Path | None) -> str:
     if out is None or not any(_partial(out).glob("*.safetensors")):
         return "nothing was written"
     return (
-        f"the finished layers are kept in {_partial(out)}: the same command goes on from there, "
-        "with --restart it starts anew"
+        f"the finished layers are kept in {_partial(out)}: run the same command to resume, "
+        "or add --restart to start over"
     )
 
 

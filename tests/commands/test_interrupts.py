@@ -101,7 +101,7 @@ def test_kept_answers_are_named(
     command = ["prune", "model", "--data", "data.jsonl", "--output", "out", "--answers", "own"]
     assert cli.main([*command, "--answer-tokens", "2"]) == 130
     error = " ".join(capsys.readouterr().err.split())
-    assert "the answers so far are kept in" in error and "the same command goes on" in error
+    assert "the answers so far are kept in" in error and "run the same command to resume" in error
     (file,) = (folder / "cache").rglob("*.jsonl")
     assert len(file.read_text().splitlines()) == 2
 

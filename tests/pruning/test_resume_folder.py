@@ -136,7 +136,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     assert done.returncode == 130
     last = done.stderr.splitlines()[-1]
     assert last.startswith("tamp: interrupted; the finished layers are kept in ")
-    assert last.endswith("the same command goes on from there, with --restart it starts anew")
+    assert last.endswith(": run the same command to resume, or add --restart to start over")
 
 
 def test_restart_removes_what_a_run_has_left_and_nothing_else(tmp_path: Path) -> None:
