@@ -50,8 +50,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.set_defaults(
         run=run,
-        interrupted="what was trained, if anything, is kept beside OUT: the same command goes on "
-        "from there",
+        interrupted="what was trained, if anything, is kept beside OUT: run the same command to "
+        "resume",
     )
 
 
@@ -138,7 +138,9 @@ def run(args: argparse.Namespace) -> None:
     from tamp_modifier.quiet import library_silence
 
     settings = settings_of(args)
-    if not args.dry_run:
+    if args.dry_run:
+        args.interrupted = "nothing was written"
+    else:
         if args.output is None:
             raise ValueError("give --output OUT, the folder for the recovered model, or --dry-run")
         check_output(args.output)

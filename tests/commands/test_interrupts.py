@@ -51,6 +51,11 @@ COMMANDS = [
         "workflows.recover.load_config",
         "what was trained, if anything, is kept beside OUT",
     ),
+    (
+        "recover model --teacher model --data data.jsonl --dry-run",
+        "workflows.recover.load_config",
+        "nothing was written",
+    ),
 ]
 
 
