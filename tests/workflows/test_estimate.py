@@ -173,3 +173,6 @@ def test_the_command_prints_the_estimate(tmp_path: Path, capsys: pytest.CaptureF
     assert json.loads(capsys.readouterr().out)["operations"] < found["operations"]
     assert cli.main(["estimate", str(tmp_path), "--score", "best"]) == 1
     assert "score must be one of" in capsys.readouterr().err
+    absent = str(tmp_path / "absent")
+    assert cli.main(["estimate", absent]) == 1
+    assert capsys.readouterr().err == f"tamp: error: {absent}: no such folder\n"
