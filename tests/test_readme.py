@@ -90,6 +90,13 @@ def test_tamp_commands_in_the_readme_are_known() -> None:
             parser.parse_args(arguments)
 
 
+def test_a_reader_is_led_to_the_first_steps_and_to_the_preset() -> None:
+    assert "](docs/getting-started.md)" in (ROOT / "README.md").read_text()
+    for page in ("README.md", "docs/getting-started.md", "docs/choosing.md"):
+        written = re.search(r"^tamp prune .*--output.*", (ROOT / page).read_text(), re.MULTILINE)
+        assert written and "--preset best" in written[0], page
+
+
 def test_a_reader_sees_the_whole_readme() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
