@@ -92,7 +92,7 @@ def missing_parameters(cls: Any, config: Any, header: Header) -> list[str]:
                 config=_without_packing(config),
                 state_dict=state,
                 device_map="meta",
-                dtype=next(iter(state.values())).dtype,
+                dtype=_model_dtype(header),
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
             )
@@ -106,6 +106,12 @@ def missing_parameters(cls: Any, config: Any, header: Header) -> list[str]:
             f"{tuple(expected)}"
         )
     return sorted(info["missing_keys"])
+
+
+def _model_dtype(header: Header) -> torch.dtype:
+    """Return a dtype that a model can have: the first tensors may be codes of quantized weights."""
+    dtypes = [dtype for _, dtype in header.values()]
+    return next((d for d in dtypes if d.is_floating_point and d.itemsize > 1), torch.float32)
 
 
 def _without_packing(config: Any) -> Any:

@@ -74,6 +74,13 @@ def test_a_whole_checkpoint_lacks_nothing(tmp_path: Path) -> None:
     assert missing(tmp_path / "demo", type(demo)) == []
 
 
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int8, torch.float8_e4m3fn])
+def test_the_first_tensor_may_hold_codes(dtype: torch.dtype, tmp_path: Path) -> None:
+    folder = llama(tmp_path / "llama", tie_word_embeddings=True)
+    header = {"codes": (torch.Size([4, 4]), dtype)} | read_header([folder / FILE])
+    assert missing_parameters(LlamaForCausalLM, AutoConfig.from_pretrained(folder), header) == []
+
+
 def test_a_renamed_parameter_is_named(tmp_path: Path) -> None:
     folder = rename(llama(tmp_path / "llama"), "layers.1.mlp.gate_proj", "layers.1.mlp.door_proj")
     assert missing(folder, LlamaForCausalLM) == ["model.layers.1.mlp.gate_proj.weight"]
