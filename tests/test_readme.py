@@ -83,6 +83,12 @@ def test_links_to_files_lead_somewhere() -> None:
             assert (page.parent / link).exists(), f"{page.name} links to {link}"
 
 
+def test_pages_install_from_the_clone() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for command in re.findall(r"^.*pip install .*$", page.read_text(), re.MULTILINE):
+            assert "tamp-modifier[" not in command, f"{page.name}: {command}"
+
+
 def test_tamp_commands_in_the_readme_are_known() -> None:
     parser = cli.build_parser()
     for _, text in blocks("bash"):
