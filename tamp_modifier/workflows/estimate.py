@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from tamp_modifier.allocation.base import Allocation
-from tamp_modifier.messages import duration
+from tamp_modifier.messages import duration, size_text
 from tamp_modifier.scores.base import Score
 from tamp_modifier.scores.registry import get_score
 from tamp_modifier.selection.amia import AMIASelection
@@ -85,11 +85,11 @@ class Estimate:
 
         table = Table(title="Estimate, not measured", title_justify="left", show_header=False)
         for label, value in (
-            ("weights", _gigabytes(self.weights)),
-            ("one decoder layer", _gigabytes(self.layer)),
-            ("peak on the accelerator", _gigabytes(self.device_peak)),
-            ("peak on the host", _gigabytes(self.host_peak)),
-            ("peak on the host, weights on disk", _gigabytes(self.host_peak_disk)),
+            ("weights", size_text(self.weights)),
+            ("one decoder layer", size_text(self.layer)),
+            ("peak on the accelerator", size_text(self.device_peak)),
+            ("peak on the host", size_text(self.host_peak)),
+            ("peak on the host, weights on disk", size_text(self.host_peak_disk)),
             ("operations", f"{self.operations / 1e15:.2f} PFLOP"),
             ("time", duration(self.seconds)),
             ("time, weights on disk", duration(self.seconds_disk)),
@@ -287,10 +287,6 @@ def estimate(
         seconds=computing + (moved + between) / machine.link,
         seconds_disk=computing + between / machine.link + moved / min(machine.disk, machine.link),
     )
-
-
-def _gigabytes(count: float) -> str:
-    return f"{count / 1e9:.1f} GB"
 
 
 def _sum(counts: Mapping[tuple[int, int], int], cost: Callable[[int, int], float]) -> float:

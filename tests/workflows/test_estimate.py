@@ -165,7 +165,9 @@ def test_the_command_prints_the_estimate(tmp_path: Path, capsys: pytest.CaptureF
     found = json.loads(capsys.readouterr().out)
     assert found == estimate(measure_config(model.config), 3, 24).to_dict()
     assert cli.main(["estimate", str(tmp_path)]) == 0
-    assert "not measured" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "not measured" in shown and " 0.0 GB" not in shown
+    assert " kB " in shown or " MB " in shown
     assert cli.main(["estimate", str(tmp_path), "--tflops", "0"]) == 1
     assert "flops must be finite" in capsys.readouterr().err
     sized = ["estimate", str(tmp_path), "--samples", "3", "--tokens", "24", "--json"]
