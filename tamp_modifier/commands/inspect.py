@@ -101,8 +101,7 @@ def _cells(linears: list[LinearInfo], patterns: bool) -> list[str]:
     known = [linear.sparsity for linear in linears if linear.sparsity is not None]
     zeros = ""
     if known:
-        low, high = min(known), max(known)
-        zeros = f"{low:.1%}" if high - low < 0.001 else f"{100 * low:.0f}-{high:.0%}"
+        zeros = share_text(min(known), max(known))
     found = {linear.pattern for linear in linears}
     pattern = found.pop() if len(found) == 1 else "mixed"
     packs = any(linear.packs for linear in linears)
@@ -114,6 +113,13 @@ def _cells(linears: list[LinearInfo], patterns: bool) -> list[str]:
         size_text(sum(_on_disk(linear) for linear in linears)) if packs else "",
         linears[0].served,
     ]
+
+
+def share_text(low: float, high: float) -> str:
+    """Return a range of shares in a few digits: "50.0%", "50%" or "45-55%"."""
+    if high - low < 0.001:
+        return f"{low:.1%}"
+    return f"{low:.0%}" if f"{low:.0%}" == f"{high:.0%}" else f"{100 * low:.0f}-{high:.0%}"
 
 
 def _on_disk(linear: LinearInfo) -> int:

@@ -15,6 +15,7 @@ from tamp_modifier.checkpoint.inspection import find_pattern, inspect_checkpoint
 from tamp_modifier.checkpoint.marker import CONFIG_KEY, config_marker
 from tamp_modifier.checkpoint.pack import pack_checkpoint
 from tamp_modifier.checkpoint.served import MIN_SPARSITY
+from tamp_modifier.commands.inspect import share_text
 from tamp_modifier.sparse import native
 from tests.sparse.test_serialization import legacy_24, legacy_bitmask, weight_24
 
@@ -457,3 +458,8 @@ def test_inspect_and_pack_agree_on_what_is_packed(tmp_path: Path) -> None:
     after = inspect_checkpoint(tmp_path / "packed").linears
     assert {linear.name for linear in after if linear.stored == "packed"} == told
     assert {linear.name for linear in after if linear.packs} == told
+
+
+def test_a_range_of_zeros_has_ends_that_differ() -> None:
+    shown = [share_text(*ends) for ends in ((0.5, 0.5), (0.498, 0.502), (0.45, 0.55))]
+    assert shown == ["50.0%", "50%", "45-55%"]
