@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from importlib.util import find_spec
+from io import StringIO
 from typing import Any
 
 import torch
@@ -127,12 +128,13 @@ def _without_packing(config: Any) -> Any:
 
 @contextmanager
 def _silence(logging: Any) -> Iterator[None]:
-    """Keep transformers' report and bar of a load that is only asked about off the screen."""
+    """Keep reports and bars of a load that is only asked about off the screen."""
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
     try:
-        yield
+        with redirect_stderr(StringIO()):  # compressed-tensors draws bars of its own
+            yield
     finally:
         logging.set_verbosity(level)
         if bar:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,22 @@ def test_the_first_tensor_may_hold_codes(dtype: torch.dtype, tmp_path: Path) -> 
     folder = llama(tmp_path / "llama", tie_word_embeddings=True)
     header = {"codes": (torch.Size([4, 4]), dtype)} | read_header([folder / FILE])
     assert missing_parameters(LlamaForCausalLM, AutoConfig.from_pretrained(folder), header) == []
+
+
+def test_bars_of_the_load_stay_off_the_screen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = llama(tmp_path / "llama")
+    load = LlamaForCausalLM.from_pretrained
+
+    def loud(*args: Any, **kwargs: Any) -> Any:
+        print("Compressing model: 100%", file=sys.stderr)
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", loud)
+    capsys.readouterr()
+    assert missing(folder, LlamaForCausalLM) == []
+    assert "Compressing" not in capsys.readouterr().err
 
 
 def test_a_renamed_parameter_is_named(tmp_path: Path) -> None:
