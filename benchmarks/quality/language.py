@@ -127,7 +127,7 @@ class SmolLM2Elsewhere(SmolLM2WithTexts):
     """
 
     name = "smollm2_elsewhere"
-    title = "SmolLM2-135M-Instruct (text of kinds that calibration has not seen)"
+    title = "SmolLM2-135M-Instruct (other kinds of text)"
     settings = ("40", "50", "60", "2:4")
     modules = tuple(name for name in texts.MODULES if name != "textwrap")
     long = 4 * smollm2.WINDOW

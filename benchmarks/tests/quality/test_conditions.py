@@ -16,7 +16,11 @@ from benchmarks.tests.quality.examples import example
 from tamp_modifier.demo import evaluation
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results" / "quality"
-WEIGHTS_ELSEWHERE = {"smollm2": "cea4b5a75cfbedd6", "smolav": "643632ccaa7c4f43"}
+WEIGHTS_ELSEWHERE = {
+    "smollm2": "cea4b5a75cfbedd6",
+    "smollm2_elsewhere": "2b9ad5d0f7fbc673",
+    "smolav": "643632ccaa7c4f43",
+}
 """Identities of committed cells whose weights are fetched and not in the repository."""
 
 
