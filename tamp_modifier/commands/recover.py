@@ -104,8 +104,14 @@ def settings_of(args: argparse.Namespace) -> RecoverySettings:
     Raises:
         ValueError: a value that is not allowed.
     """
-    from tamp_modifier.recovery.settings import RecoverySettings
+    from tamp_modifier.recovery.settings import SCHEMES, RecoverySettings
 
+    if args.quantized not in (None, *SCHEMES):
+        raise ValueError(f"--quantized is {args.quantized!r}, allowed are {', '.join(SCHEMES)}")
+    if args.rank is not None and args.train != "lora":
+        raise ValueError("--rank goes with --train lora")
+    if args.group_size is not None and args.quantized != "W4A16":
+        raise ValueError("--group-size goes with --quantized W4A16")
     options = {
         "temperature": args.temperature_of_logits,
         "scheme": args.quantized,

@@ -160,3 +160,20 @@ def test_an_unfinished_run_with_other_settings_is_not_mixed_in(
     line = fails(capsys, *command(folder, tmp_path / "out", *QUICK))
     assert "holds a training with another" in line and "--restart forgets it" in line
     assert cli.main(command(folder, tmp_path / "out", *QUICK, "--restart")) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--rank 4", "--rank goes with --train lora"),
+        ("--group-size 32", "--group-size goes with --quantized W4A16"),
+        ("--quantized W8A8 --group-size 32", "--group-size goes with --quantized W4A16"),
+        ("--quantized W9", "--quantized is 'W9', allowed are W8A8, W4A16"),
+    ],
+)
+def test_an_option_without_effect_is_refused_before_anything_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: str, message: str
+) -> None:
+    arguments = command(tmp_path, tmp_path / "out", *options.split())
+    assert message in fails(capsys, *arguments)
+    assert list(tmp_path.iterdir()) == []
