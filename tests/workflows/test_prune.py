@@ -165,7 +165,7 @@ def test_an_interrupt_tells_what_is_kept_and_how_to_go_on(
     assert threading.current_thread() is threading.main_thread()
     for phase, kept in (
         ("samples", "nothing was written"),
-        ("pruning", f"the finished layers are kept in {out}.partial: the same command goes on"),
+        ("pruning", f"are kept in {out}.partial: run the same command to resume"),
     ):
         with pytest.raises(KeyboardInterrupt, match=kept):
             tamp_modifier.prune(
