@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.quality.cells import Cell, load_folder
-from benchmarks.quality.methods import METHODS
+from benchmarks.quality.methods import BEFORE, METHODS
 from benchmarks.quality.table import OURS, Block, Row, as_markdown, blocks, markdown, setting_label
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results" / "quality"
 QUALITY, BENCHMARKS = ROOT / "docs" / "quality.md", ROOT / "docs" / "benchmarks.md"
 
-SUMMARY = (OURS, "best_01", "sparsegpt", "tamp", "wanda", "magnitude")
+SUMMARY = (OURS, BEFORE, "sparsegpt", "tamp", "wanda", "magnitude")
 """Methods of the summary."""
 MODELS = {
     "smolav": "SmolAV",

@@ -102,7 +102,7 @@ class Comparison:
         if report.is_file():
             self.reports[step.name] = PruningReport.load(report)
         if step.then == RECOVERY:
-            seconds += self._recover(model, step)
+            seconds += self._recover(model, step, report)
         folder = self.output / step.folder
         if step.folder:
             shutil.rmtree(folder, ignore_errors=True)
@@ -117,15 +117,15 @@ class Comparison:
             size = packed_bytes(model)
         return self.add(step, model, size, seconds)
 
-    def _recover(self, model: Any, step: Step) -> float:
-        """Train what is left, say so in the report of the step, and return the seconds it took."""
+    def _recover(self, model: Any, step: Step, file: Path) -> float:
+        """Train what is left, say so in the report, and return the seconds it took."""
         from tamp_modifier.demo.recovered import recover
         from tamp_modifier.workflows.recover import report_section
 
         begin = time.perf_counter()
         done = recover(model, self.processor, self.minutes)
         report = replace(self.reports[step.name], recovery=report_section(done))
-        report.save(self.output / f"{file_name(step)}.json")
+        report.save(file)
         self.reports[step.name] = report
         return time.perf_counter() - begin
 

@@ -106,9 +106,7 @@ def solve(
     """
     rows, columns = weight.shape
     prune_n, prune_m = parse_mask_structure(mask_structure)
-    _check(weight, factor, sparsity, mask_structure)
-    if not 0.0 <= per_row <= 1.0:
-        raise ValueError(f"per_row must be in [0, 1], got {per_row}")
+    _check(weight, factor, sparsity, mask_structure, per_row)
     upper, order = factor.upper, factor.order
     turned = weight.t() if order is None else weight.t()[order]
     # [in, out]; becomes weight minus result, block by block. A copy in any case.
@@ -288,7 +286,9 @@ def _block_size(unit: int) -> int:
     return max(BLOCK // unit, 1) * unit
 
 
-def _check(weight: Tensor, factor: Factor, sparsity: float, mask_structure: str) -> None:
+def _check(
+    weight: Tensor, factor: Factor, sparsity: float, mask_structure: str, per_row: float
+) -> None:
     prune_m = parse_mask_structure(mask_structure)[1]
     if weight.ndim != 2 or weight.shape[1] != len(factor.upper):
         raise ValueError(
@@ -296,6 +296,8 @@ def _check(weight: Tensor, factor: Factor, sparsity: float, mask_structure: str)
         )
     if not 0.0 <= sparsity <= 1.0:
         raise ValueError(f"sparsity must be in [0, 1], got {sparsity}")
+    if not 0.0 <= per_row <= 1.0:
+        raise ValueError(f"per_row must be in [0, 1], got {per_row}")
     if not prune_m:
         return
     columns = weight.shape[1]
