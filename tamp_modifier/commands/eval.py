@@ -241,8 +241,8 @@ def _questions_table(data: Path, summary: dict[str, Any]) -> Table:
 
     return Table(
         "data",
-        f"Questions with short answers from `{data.name}`: how many answers are exactly right, and "
-        "the negative log-likelihood (NLL) of the right ones in nats a token.",
+        f"Questions with short answers from `{data.absolute().name}`: how many answers are "
+        "exactly right, and the negative log-likelihood (NLL) of the right ones in nats a token.",
         ["task", *(TITLES[field] for field in fields)],
         [cells(task, row) for task, row in summary["tasks"].items()],
         cells("mean", summary["mean"]),

@@ -39,8 +39,9 @@ def add_parser(subparsers: Any) -> None:
         "unpack",
         help="turn a packed checkpoint back into a dense one",
         description="Write the packed checkpoint folder DIR to the new folder OUT with dense "
-        "weights, the same bits as before `tamp pack`. Also reads the formats sparse-bitmask and "
-        "sparse-24-bitmask of compressed-tensors, which nothing else loads any more.",
+        "weights, the same bits as before `tamp pack` (but a weight of -0 is 0). Also reads the "
+        "formats sparse-bitmask and sparse-24-bitmask of compressed-tensors, which nothing else "
+        "loads any more.",
     )
     _add_arguments(unpacking, "folder with config.json and safetensors files")
     unpacking.set_defaults(run=run_unpack)

@@ -24,7 +24,7 @@ from tamp_modifier.demo.results import Run
 from tamp_modifier.files import new_folder, write_json
 from tamp_modifier.quiet import quiet
 from tamp_modifier.recovery.settings import RecoverySettings
-from tamp_modifier.report.card import write_card
+from tamp_modifier.report.card import Origin, write_card
 from tamp_modifier.report.model import REPORT_FILE, PruningReport
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 FORMAT = "tamp-demo"
 FORMAT_VERSION = 2
 DENSE = "dense"
+NAME = "demo model"
+"""What was pruned, for reports and model cards."""
 
 
 class Comparison:
@@ -100,7 +102,7 @@ class Comparison:
         seconds = prune(model, step, self.loader, report.as_posix())
         model.to(torch.bfloat16)  # what checkpoints hold
         if report.is_file():
-            self.reports[step.name] = PruningReport.load(report)
+            self.reports[step.name] = self._named(report)
         if step.then == RECOVERY:
             seconds += self._recover(model, step, report)
         folder = self.output / step.folder
@@ -116,6 +118,13 @@ class Comparison:
             model.to(torch.float32)
             size = packed_bytes(model)
         return self.add(step, model, size, seconds)
+
+    def _named(self, file: Path) -> PruningReport:
+        """Return a report that says what was pruned, in its file, too."""
+        report = PruningReport.load(file)
+        report.run |= {"model": NAME, "data": f"{len(self.loader)} drawn pictures with questions"}
+        report.save(file)
+        return report
 
     def _recover(self, model: Any, step: Step, file: Path) -> float:
         """Train what is left, say so in the report, and return the seconds it took."""
@@ -134,7 +143,7 @@ class Comparison:
         model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
         report.save(folder / REPORT_FILE)
-        write_card(folder, report)
+        write_card(folder, report, Origin(NAME))
 
     def _packed(self, model: Any, step: Step, folder: Path) -> tuple[Any, int]:
         """Write a quantized model packed; return it loaded again, and the bytes of its Linears."""

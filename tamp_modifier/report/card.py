@@ -229,7 +229,7 @@ def _calibration(report: PruningReport, origin: Origin) -> str:
     lines = [f"{report.samples} samples with {tokens} tokens, seed {report.seed}."]
     # After a recovery the origin is that of the training.
     if report.recovery is None and origin.data is not None:
-        lines[0] = lines[0][:-1] + f", from {_code(origin.data.name)}."
+        lines[0] = lines[0][:-1] + f", from {_code(origin.data.absolute().name)}."
         if origin.own_answers:
             lines.append("The base model wrote the answers itself.")
     return " ".join(lines)
@@ -248,7 +248,7 @@ def _recovery(recovery: Recovery, origin: Origin) -> str:
     )
     if origin.data is not None:
         count = f"{origin.samples:,} samples of " if origin.samples is not None else ""
-        text += f" Data: {count}{_code(origin.data.name)}."
+        text += f" Data: {count}{_code(origin.data.absolute().name)}."
     rows = {name: settings[name] for name in RECOVERY if settings.get(name) is not None}
     return f"{text}\n\n{_table({**rows, 'learning_rate': recovery.learning_rate})}"
 
@@ -303,7 +303,25 @@ def _quantization(folder: Path) -> str:
     if not isinstance(inner, dict) or inner.get("quant_method") in (None, "tamp_sparse"):
         return ""
     names = [inner["quant_method"], inner.get("format")]
-    return f" Quantized: {', '.join(_code(str(name)) for name in names if name)}."
+    text = f" Quantized: {', '.join(_code(str(name)) for name in names if name)}"
+    groups = inner.get("config_groups")
+    told = [_bits(group) for group in groups.values()] if isinstance(groups, dict) else []
+    told = [part for part in dict.fromkeys(told) if part]
+    return f"{text}; {', or '.join(told)}." if told else f"{text}."
+
+
+def _bits(group: Any) -> str:
+    """Return what compressed-tensors stores by a group of its config: bits, what shares a scale."""
+    parts = []
+    for key, what in (("weights", "weights"), ("input_activations", "inputs")):
+        values = group.get(key) if isinstance(group, dict) else None
+        if not isinstance(values, dict) or "num_bits" not in values:
+            continue
+        kind = f"{values.get('type') or 'int'}{values['num_bits']}"
+        size, strategy = values.get("group_size"), values.get("strategy")
+        shared = f"in groups of {size}" if strategy == "group" else f"by {strategy or 'tensor'}"
+        parts.append(f"{what} {_code(kind)} {_line(shared)}")
+    return ", ".join(parts)
 
 
 def _table(rows: Mapping[str, Any]) -> str:

@@ -177,7 +177,7 @@ def origin_of(base: str | None, prepared: Prepared) -> Origin:
 def describe_run(prepared: Prepared, command: str | None) -> dict[str, str]:
     """Return model, data and command of a run in words, for its report."""
     path = prepared.sampling.path
-    found = {"data": "rows in memory" if path is None else path.name}
+    found = {"data": "rows in memory" if path is None else path.absolute().name}
     if prepared.model:
         found = {"model": shown_name(prepared.model), **found}
     return found if command is None else {**found, "command": command}

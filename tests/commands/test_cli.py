@@ -147,6 +147,8 @@ def test_demo_prunes_compares_and_draws(tmp_path: Path) -> None:
     report = PruningReport.load(tmp_path / "out" / "tamp-60.json")
     assert report.reached_sparsity == pytest.approx(0.6, abs=0.001)
     assert report.samples == 4 and report.token_types
+    assert report.run["model"] == "demo model" and "4 drawn pictures" in report.run["data"]
+    assert (tmp_path / "out" / "best-50" / "README.md").read_text().count("`demo model`") == 1
     packed = saved(tmp_path / "out" / "best-50-w4a16", "packed")
     held = [w for name, w in packed.items() if "language_model" in name and "_proj." in name]
     assert small["size"] == sum(tensor.nbytes for tensor in held)

@@ -126,15 +126,29 @@ def test_packing_gives_a_card_to_a_folder_without_one(
 
 def test_a_quantized_checkpoint_names_its_quantization(folder: Path, tmp_path: Path) -> None:
     quantization: dict[str, Any] = {"quant_method": "compressed-tensors", "format": "int-quantized"}
-    quantization["config_groups"] = {"group_0": {"targets": ["Linear"]}}
+    weights = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 128}
+    inputs = {"num_bits": 8, "type": "int", "strategy": "token"}
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": inputs}
+    quantization["config_groups"] = {"group_0": group, "group_1": {"targets": ["Linear"]}}
     (folder / "config.json").write_text(json.dumps({"quantization_config": quantization}))
-    told = "Quantized: `compressed-tensors`, `int-quantized`."
+    told = (
+        "Quantized: `compressed-tensors`, `int-quantized`; "
+        "weights `int4` in groups of 128, inputs `int8` by token."
+    )
     plain = write_card(folder, None).read_text()
     assert told in plain and "transformers loads it, where compressed-tensors is" in plain
     pack_checkpoint(folder, tmp_path / "packed")
     packed = (tmp_path / "packed" / CARD_FILE).read_text()
     assert told in packed and "transformers loads it after `tamp unpack`" in packed
     assert "register_with_transformers" not in packed
+
+
+def test_data_in_the_current_folder_have_its_name(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    report = replace(make_report(), settings={"score": "wanda"})
+    assert "from `pruned`." in write_card(folder, report, Origin(data=Path())).read_text()
 
 
 @pytest.mark.parametrize(
