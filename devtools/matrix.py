@@ -18,6 +18,8 @@ ROOT = Path(__file__).parents[1]
 ENVIRONMENTS = ROOT / "output" / "matrix"
 VERSIONS = ("3.10", "3.11", "3.12", "3.13")
 QUICK = ("-m", "not slow and not serving")
+TESTS = ("tests",)
+"""Those of the package; the benchmarks have requirements of their own, and one Python."""
 TORCH = "torch==2.13.0"
 
 
@@ -68,7 +70,7 @@ def run(version: str, torch: str, arguments: Sequence[str]) -> tuple[bool, str]:
         return False, f"could not be installed: {' '.join(map(str, error.cmd))}"
     print(f"== Python {version}: testing", flush=True)
     environ = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [str(inside), "-m", "pytest", "-q", *QUICK, *arguments]
+    command = [str(inside), "-m", "pytest", "-q", *QUICK, *(arguments or TESTS)]
     tests = subprocess.Popen(
         command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True, bufsize=1
     )

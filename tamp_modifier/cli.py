@@ -19,6 +19,7 @@ from tamp_modifier.commands import (
     env,
     estimate,
     eval,
+    generate,
     inspect,
     pack,
     prune,
@@ -26,7 +27,7 @@ from tamp_modifier.commands import (
     report,
 )
 
-COMMANDS = (demo, prune, recover, eval, estimate, report, pack, inspect, env)
+COMMANDS = (demo, prune, recover, generate, eval, estimate, report, pack, inspect, env)
 """In the order of ``tamp --help``."""
 
 

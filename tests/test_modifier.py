@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,7 @@ def test_samples_that_change_between_passes_are_refused(tmp_path: Path) -> None:
         def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
             if index >= 2:
                 raise IndexError
-            ids = torch.tensor([[int.from_bytes(__import__("os").urandom(1)) % 90 + 3] * 9])
+            ids = torch.tensor([[os.urandom(1)[0] % 90 + 3] * 9])
             return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
     with pytest.raises(RuntimeError, match="fixed order"):

@@ -3,8 +3,8 @@
 In the order in which data flow: ``files``, ``tables`` and ``archives`` read rows, ``rows`` makes
 conversations of them with ``formats``, ``fields`` and ``references``, ``conversations`` does so for
 whole files and folders; ``media`` decodes, ``encoding`` calls the model's processor, ``collate``
-makes batches; ``answers`` has a model answer the questions. All of it works with transformers
-alone, without llm-compressor.
+makes batches; ``answers`` has a model answer the questions, ``generated`` has it make up
+texts. All of it works with transformers alone, without llm-compressor.
 """
 
 from tamp_modifier.data.answers import Answering, answer_all, own_answers, with_answer
@@ -19,6 +19,7 @@ from tamp_modifier.data.encoding import (
     encode_all,
     longest_input,
 )
+from tamp_modifier.data.generated import Generating, generate_texts
 
 __all__ = [
     "Answering",
@@ -28,12 +29,14 @@ __all__ = [
     "DataError",
     "Encoded",
     "Encoder",
+    "Generating",
     "Part",
     "Turn",
     "answer_all",
     "choose",
     "cut_text",
     "encode_all",
+    "generate_texts",
     "longest_input",
     "make_loader",
     "own_answers",

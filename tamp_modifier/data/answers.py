@@ -148,7 +148,7 @@ def _answer(
     if answering.temperature:
         # The model's own top-k and top-p would make the words less varied than it says.
         arguments |= {"temperature": answering.temperature, "top_k": 0, "top_p": 1.0}
-    with _random_stream(int(key[:15], 16)):
+    with random_stream(int(key[:15], 16)):
         tokens = model.generate(
             **batch,
             max_new_tokens=answering.tokens,
@@ -160,7 +160,7 @@ def _answer(
 
 
 @contextlib.contextmanager
-def _random_stream(seed: int) -> Iterator[None]:
+def random_stream(seed: int) -> Iterator[None]:
     """Draw from a stream of its own; torch's streams go on as if nothing had been drawn."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)

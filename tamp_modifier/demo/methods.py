@@ -19,7 +19,7 @@ SCHEME = "W4A16"
 """Weights in 4 bits, a scale for each group of 128; activations as they are."""
 RECOVERY = "recovery"
 """Training of what is left for `MINUTES`, the dense model teaches."""
-MINUTES = 1.0
+MINUTES = 0.75
 SEED = 0
 
 

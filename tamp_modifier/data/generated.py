@@ -1,0 +1,146 @@
+"""Texts that a model makes up, from nothing: data where there are none, or of kinds that they lack.
+
+Half of them are documents that begin with a token drawn at random, as in LLM-QAT (arXiv 2305.17888,
+section 3.1); half begin where a user's turn does, so that the model asks and answers itself, as in
+Magpie (arXiv 2406.08464). Without a chat template all are documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tamp_modifier.data.answers import random_stream
+from tamp_modifier.tokens import modality_token_ids
+
+MARK = "\x1f"
+"""Stands for what a user says, in a chat template."""
+
+
+@dataclass(frozen=True)
+class Generating:
+    """How texts are generated.
+
+    Attributes:
+        samples: how many.
+        tokens: of each, its beginning included.
+        temperature: of sampling, from all tokens.
+        batch_size: texts at once; another one gives other texts.
+        seed: of sampling; each batch has a random stream of its own.
+
+    Raises:
+        ValueError: a number that is not allowed; names it.
+    """
+
+    samples: int = 256
+    tokens: int = 256
+    temperature: float = 1.0
+    batch_size: int = 16
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("samples", 1), ("tokens", 16), ("batch_size", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
+        if not 0 < self.temperature <= 10:
+            raise ValueError(f"temperature must be above 0 and up to 10, got {self.temperature}")
+
+    @property
+    def batches(self) -> range:
+        """First text of each batch."""
+        return range(0, self.samples, self.batch_size)
+
+
+def generate_texts(
+    model: Any, processor: Any, generating: Generating, first: int = 0
+) -> Iterator[list[str]]:
+    """Yield texts batch by batch; special tokens are written out, as a tokenizer reads them.
+
+    Args:
+        model: with ``generate``.
+        processor: its processor or tokenizer.
+        generating: how many, and how.
+        first: of `Generating.batches`, the place of the batch to begin with.
+
+    Raises:
+        TypeError: the model cannot generate.
+        ValueError: the beginning of a turn takes all tokens.
+    """
+    if not callable(getattr(model, "generate", None)):
+        raise TypeError(f"{type(model).__name__} has no generate(), so it cannot write texts")
+    tokenizer = getattr(processor, "tokenizer", processor)
+    media = [token for ids in modality_token_ids(model.config).values() for token in ids]
+    own = list(tokenizer("")["input_ids"])  # what the tokenizer puts before every text itself
+    turn = beginning_of_turn(processor)
+    if len(turn) >= generating.tokens:
+        raise ValueError(
+            f"tokens is {generating.tokens}; the beginning of a turn alone has {len(turn)}"
+        )
+    for number, begin in list(enumerate(generating.batches))[first:]:
+        count = min(generating.batch_size, generating.samples - begin)
+        with random_stream(generating.seed * 1_000_003 + number):
+            if turn and number % 2:
+                starts = torch.tensor([turn]).repeat(count, 1)
+            else:
+                drawn = ordinary_tokens(tokenizer)
+                places = torch.randint(len(drawn), (count, 1))
+                starts = torch.cat([torch.tensor([own] * count).long(), drawn[places]], 1)
+            rows = _continued(model, tokenizer, starts, generating, media)
+        yield [_text(tokenizer, row, own) for row in rows.tolist()]
+
+
+def beginning_of_turn(processor: Any) -> list[int]:
+    """Return the tokens of a conversation before the user's first word; [] without a template."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    template = getattr(tokenizer, "chat_template", None) or getattr(
+        processor, "chat_template", None
+    )
+    if not template:
+        return []
+    said = [{"role": "user", "content": MARK}]
+    try:
+        text = tokenizer.apply_chat_template(said, tokenize=False, chat_template=template)
+    except Exception:  # a template may ask for parts of a media processor, and raises what it likes
+        parts = [{"role": "user", "content": [{"type": "text", "text": MARK}]}]
+        text = processor.apply_chat_template(parts, tokenize=False)
+    before, mark, _ = text.partition(MARK)
+    return list(tokenizer(before, add_special_tokens=False)["input_ids"]) if mark else []
+
+
+def ordinary_tokens(tokenizer: Any) -> Tensor:
+    """Return all tokens that stand for text, int64."""
+    special = set(tokenizer.all_special_ids) | set(getattr(tokenizer, "added_tokens_decoder", {}))
+    return torch.tensor([token for token in range(tokenizer.vocab_size) if token not in special])
+
+
+@torch.inference_mode()
+def _continued(
+    model: Any, tokenizer: Any, starts: Tensor, generating: Generating, media: list[int]
+) -> Tensor:
+    starts = starts.to(model.device)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    new = generating.tokens - starts.shape[1]
+    return model.generate(
+        input_ids=starts,
+        attention_mask=torch.ones_like(starts),
+        do_sample=True,
+        # The model's own top-k and top-p would make the texts less varied than it is.
+        temperature=generating.temperature,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=new,
+        min_new_tokens=new,  # a text that ends goes on with the next one
+        eos_token_id=None,
+        suppress_tokens=media or None,  # they stand for pictures that are not there
+        pad_token_id=pad,
+    )
+
+
+def _text(tokenizer: Any, row: Sequence[int], own: Sequence[int]) -> str:
+    """Return what the tokenizer turns into these tokens, but for those it adds itself."""
+    begins = own and list(row[: len(own)]) == list(own)
+    return str(tokenizer.decode(row[len(own) :] if begins else row, skip_special_tokens=False))
