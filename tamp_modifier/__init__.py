@@ -2,9 +2,9 @@
 
 ``import tamp_modifier`` loads neither llm-compressor nor transformers nor vLLM and works where they
 are absent. `prune` takes a model and data and returns the pruned model; it is what ``tamp prune``
-calls. ``from tamp_modifier import TAMPModifier`` imports llm-compressor and registers the modifier,
-which YAML recipes need. After ``register_with_transformers()`` transformers loads packed
-checkpoints too.
+calls. ``from tamp_modifier import TAMPModifier`` imports llm-compressor and registers this modifier
+and `FittedGPTQModifier`, which YAML recipes need. After ``register_with_transformers()``
+transformers loads packed checkpoints too.
 """
 
 from __future__ import annotations
@@ -18,13 +18,24 @@ from tamp_modifier.transformers_plugin import register as register_with_transfor
 from tamp_modifier.transformers_plugin import register_if_imported
 
 if TYPE_CHECKING:
+    from tamp_modifier.fitted_gptq import FittedGPTQModifier
     from tamp_modifier.modifier import TAMPModifier
     from tamp_modifier.workflows.prune import prune
 
 __version__ = "0.2.0.dev0"
-__all__ = ["TAMPModifier", "__version__", "prune", "register_with_transformers"]
+__all__ = [
+    "FittedGPTQModifier",
+    "TAMPModifier",
+    "__version__",
+    "prune",
+    "register_with_transformers",
+]
 
-_WITH_LLM_COMPRESSOR = {"TAMPModifier": "modifier", "prune": "workflows.prune"}
+_WITH_LLM_COMPRESSOR = {
+    "FittedGPTQModifier": "modifier",
+    "TAMPModifier": "modifier",
+    "prune": "workflows.prune",
+}
 """Names that are imported when they are asked for, and their modules."""
 
 register_if_imported()

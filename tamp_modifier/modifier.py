@@ -24,6 +24,7 @@ from rich.console import Console
 
 from tamp_modifier.calibration.targets import Target
 from tamp_modifier.checkpoint.marker import CONFIG_KEY, config_marker
+from tamp_modifier.fitted_gptq import FittedGPTQModifier
 from tamp_modifier.messages import FieldError, refusals
 from tamp_modifier.permutation import GROUP
 from tamp_modifier.pruning.checks import check_others, check_writable, refuse_bool
@@ -39,7 +40,7 @@ from tamp_modifier.upstream.experts import check_experts
 from tamp_modifier.upstream.tracing import complete_tracing
 from tamp_modifier.zeros.keep import guard_zeros, refuse_lost_zeros, watch_zeros
 
-__all__ = ["TAMPModifier"]
+__all__ = ["FittedGPTQModifier", "TAMPModifier"]  # recipes in YAML name both
 
 _NUMBERS = ("sparsity", "allocation", "max_sparsity")
 

@@ -79,6 +79,13 @@ def data(folder: Path) -> Names:
     }
 
 
+def gptq(folder: Path) -> Names:
+    from tamp_modifier.data import Collator, make_loader
+
+    names = data(folder)
+    return {**names, "loader": make_loader(names["rows"], Collator(names["processor"]))}
+
+
 def recovery(folder: Path) -> Names:
     torch.manual_seed(0)
     teacher = LlamaForCausalLM(LlamaConfig(**SIZES))
@@ -100,6 +107,7 @@ PAGES: dict[str, Callable[[Path], Names]] = {
     "quantization.md": quantization,
     "serving.md": serving,
     "data.md": data,
+    "gptq-masks.md": gptq,
     "recovery.md": recovery,
 }
 SCRIPTS = {"scale.md"}

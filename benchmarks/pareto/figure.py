@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 SPEEDS = {"decode": (1, "decode, batch 1"), "prefill": (16, "prefill, 16 x 64 tokens")}
 """What is drawn of a speed: attribute -> batch size, label."""
+NEAR = (0.4, 0.018)
+"""Of points that are so near in the logarithms of bits (base 2) and NLL the best has a label."""
 
 
 def draw(rows: Sequence[Row], path: Path) -> Path:
@@ -33,7 +36,10 @@ def _figure(rows: Sequence[Row]) -> Figure:
     grid = figure.subplots(lines, columns, squeeze=False)
     names = list(dict.fromkeys(row.stored.name for row in rows))
     look = {
-        name: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+        name: {
+            "color": COLOURS[i % len(COLOURS)],
+            "marker": MARKERS[(i + i // len(COLOURS)) % len(MARKERS)],
+        }
         for i, name in enumerate(names)
     }
     for axis, model in zip(grid[0], quality, strict=False):
@@ -72,13 +78,16 @@ def _draw_quality(axis: Any, rows: Sequence[Row], model: str, look: dict[str, An
         axis.errorbar(
             bits, nll.value, error, label=row.stored.name, elinewidth=0.8, **look[row.stored.name]
         )
-        axis.annotate(_label(row), (bits, nll.value), (4, 4), textcoords="offset points", size=7)
+    for row, place in _labelled(rows, [(bits, nll.value) for bits, nll in points]):
+        axis.annotate(_label(row), place, (4, 4), textcoords="offset points", size=7)
     best = sorted(points[i] for i in front([(bits, nll.value) for bits, nll in points]))
     axis.plot([b for b, _ in best], [n.value for _, n in best], color="grey", linewidth=0.8)
     axis.set_yscale("log")  # a destroyed model would hide what is between the others
     axis.yaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_minor_formatter("{x:g}")
     axis.set_ylabel("NLL, nats")
+    axis.set_xscale("log", base=2)  # what is decided lies between 2 and 8 bits
+    axis.xaxis.set_major_formatter("{x:g}")
     _finish(axis, model_title(model))
 
 
@@ -99,6 +108,22 @@ def _draw_speed(
     axis.set_ylim(bottom=0)
     axis.set_ylabel(f"{label}, tokens/s")
     _finish(axis, MODELS[model].title)
+
+
+def _labelled(
+    rows: Sequence[Row], points: Sequence[tuple[float, float]]
+) -> list[tuple[Row, tuple[float, float]]]:
+    """Rows whose label does not cover that of another, the best first, with their points."""
+    found: list[tuple[Row, tuple[float, float]]] = []
+    for row, (bits, nll) in sorted(zip(rows, points, strict=True), key=lambda pair: pair[1][1]):
+        near = [
+            other
+            for _, other in found
+            if abs(math.log2(bits / other[0])) < NEAR[0] and abs(math.log(nll / other[1])) < NEAR[1]
+        ]
+        if not near:
+            found.append((row, (bits, nll)))
+    return found
 
 
 def _label(row: Row) -> str:

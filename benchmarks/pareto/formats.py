@@ -73,7 +73,7 @@ def _gptq(scheme: dict[str, Any]) -> Any:
 
 
 def _fitted(scheme: dict[str, Any]) -> Any:
-    from benchmarks.pareto.grid import FittedGPTQModifier
+    from tamp_modifier import FittedGPTQModifier
 
     return FittedGPTQModifier(ignore=IGNORE, **scheme)
 
@@ -164,6 +164,15 @@ FORMATS: dict[str, Format] = {
             True,
             lambda: [_gptq(_in_groups(3))],
             ("GPTQModifier",),
+        ),
+        Format(
+            "int3_fit",
+            "3 bits, GPTQ, fitted on the grid",
+            3,
+            GROUP,
+            True,
+            lambda: [_fitted(_in_groups(3))],
+            ("FittedGPTQModifier",),
         ),
     )
 }

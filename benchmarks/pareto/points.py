@@ -85,11 +85,14 @@ def _point(pruning: str, stored: str) -> Point:
     return Point(f"{pruning}_{stored}", method, FORMATS[stored])
 
 
+DENSE_ONLY = ("int4_awq", "int3_gptq", "int3_fit")
+"""Formats that only dense weights are stored in."""
+
 POINTS: dict[str, Point] = {
     point.name: point
     for point in (
         *(_point(DENSE, stored) for stored in FORMATS if stored != "bf16"),
-        *(_point("best", stored) for stored in FORMATS if stored not in ("int4_awq", "int3_gptq")),
+        *(_point("best", stored) for stored in FORMATS if stored not in DENSE_ONLY),
         *(_point("wanda", stored) for stored in ("bf16", "int8", "int4_gptq")),
     )
 }
@@ -118,6 +121,7 @@ LAST = (
     ("wanda_int8", "50"),
     ("wanda_int4_gptq", "50"),
     ("dense_int3_gptq", "0"),
+    ("dense_int3_fit", "0"),
     ("dense_int4_awq", "0"),
 )
 """Other ways to the same points."""

@@ -37,6 +37,8 @@ SECTIONS = (
             "tamp_modifier.data.make_loader",
             "tamp_modifier.data.own_answers",
             "tamp_modifier.data.Answering",
+            "tamp_modifier.data.generate_texts",
+            "tamp_modifier.data.Generating",
             "tamp_modifier.data.Encoded",
             "tamp_modifier.data.DataError",
         ),
@@ -49,6 +51,11 @@ SECTIONS = (
             "tamp_modifier.report.LinearReport",
             "tamp_modifier.report.ReportError",
         ),
+    ),
+    Section(
+        "Quantize",
+        "GPTQ with a descent on its grid; [Masks in GPTQ](../gptq-masks.md) has what it brings.",
+        ("tamp_modifier.fitted_gptq.FittedGPTQModifier",),
     ),
     Section(
         "Zeros after pruning",

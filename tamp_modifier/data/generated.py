@@ -101,14 +101,16 @@ def beginning_of_turn(processor: Any) -> list[int]:
     )
     if not template:
         return []
-    said = [{"role": "user", "content": MARK}]
-    try:
-        text = tokenizer.apply_chat_template(said, tokenize=False, chat_template=template)
-    except Exception:  # a template may ask for parts of a media processor, and raises what it likes
-        parts = [{"role": "user", "content": [{"type": "text", "text": MARK}]}]
-        text = processor.apply_chat_template(parts, tokenize=False)
-    before, mark, _ = text.partition(MARK)
-    return list(tokenizer(before, add_special_tokens=False)["input_ids"]) if mark else []
+    for content in (MARK, [{"type": "text", "text": MARK}]):
+        said = [{"role": "user", "content": content}]
+        try:
+            text = tokenizer.apply_chat_template(said, tokenize=False, chat_template=template)
+        except Exception:  # templates raise what they like where they want the other form
+            continue
+        before, mark, _ = text.partition(MARK)
+        if mark:
+            return list(tokenizer(before, add_special_tokens=False)["input_ids"])
+    return []
 
 
 def ordinary_tokens(tokenizer: Any) -> Tensor:

@@ -82,9 +82,8 @@ def modifiers(step: Step, report_path: str) -> list[Any]:
         report_path: Where TAMPModifier writes its report.
     """
     from llmcompressor.modifiers.pruning import SparseGPTModifier, WandaPruningModifier
-    from llmcompressor.modifiers.quantization import GPTQModifier
 
-    from tamp_modifier import TAMPModifier
+    from tamp_modifier import FittedGPTQModifier, TAMPModifier
 
     same: dict[str, Any] = {"sparsity": step.sparsity, "mask_structure": step.mask_structure}
     if step.method in ("Wanda", "SparseGPT"):
@@ -95,7 +94,7 @@ def modifiers(step: Step, report_path: str) -> list[Any]:
         recipe = [TAMPModifier(**same, preset=preset, report_path=report_path)]
     if step.then == SCHEME:
         ignore = ["re:.*lm_head$", "re:.*(vision|projector).*"]
-        recipe.append(GPTQModifier(targets=["Linear"], scheme=SCHEME, ignore=ignore))
+        recipe.append(FittedGPTQModifier(targets=["Linear"], scheme=SCHEME, ignore=ignore))
     return recipe
 
 

@@ -1,4 +1,4 @@
-"""Recovery of the demo model: a minute of training by the dense one, which is there, too."""
+"""Recovery of the demo model: a short training by the dense one, which is there, too."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def recover(
     Args:
         model: the demo model after pruning; trained in place.
         processor: of `load_processor`.
-        minutes: of training; about a third more goes by with all around it.
+        minutes: of training; about a fifth more goes by with all around it.
         count: samples that are made.
         seed: of samples and their order.
         step: called with (phase, done, total).

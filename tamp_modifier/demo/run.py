@@ -1,6 +1,6 @@
 """The demo: prune the demo model with Wanda, SparseGPT, TAMP and the preset, and ask it questions.
 
-What the preset leaves of the weights is packed in 4 bits once, and trained for a minute once.
+What the preset leaves of the weights is packed in 4 bits once, and trained once.
 
 Every run starts from a fresh copy of the model and sees the same calibration samples in the same
 order. What is scored is what a checkpoint holds: weights in bfloat16, or in 4 bits.

@@ -85,6 +85,13 @@ def test_without_a_chat_template_all_are_documents(model: Any, processor: Any) -
     assert all(bare(text)["input_ids"][0] in ordinary for text in found)
 
 
+@pytest.mark.parametrize("content", ["m.content", "m.content[0].text"])
+def test_templates_take_text_or_parts(content: str, processor: Any) -> None:
+    tokenizer = copy.deepcopy(processor.tokenizer)
+    tokenizer.chat_template = "{% for m in messages %}red {{ " + content + " }}{% endfor %}"
+    assert beginning_of_turn(tokenizer) == tokenizer("red ", add_special_tokens=False)["input_ids"]
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("samples", 0), ("tokens", 15), ("batch_size", 0), ("seed", -1), ("temperature", 0.0)],

@@ -17,7 +17,7 @@ from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-from tamp_modifier import TAMPModifier
+from tamp_modifier import FittedGPTQModifier, TAMPModifier
 from tamp_modifier.zeros import remembered as preserve
 from tamp_modifier.zeros.keep import guard_zeros, keep_zeros, refuse_lost_zeros
 from tests.architectures.models import build
@@ -68,6 +68,8 @@ FOLLOWERS = {
     "GPTQ W4A16, asymmetric": lambda: [GPTQModifier(**int4(symmetric=False))],
     "GPTQ W4A16, in order": lambda: [GPTQModifier(actorder=None, **int4())],
     "GPTQ W4A16, batched": lambda: [GPTQModifier(batched_quantization=4, **int4())],
+    "fitted GPTQ W4A16": lambda: [FittedGPTQModifier(**int4())],
+    "fitted GPTQ W4A16, asymmetric": lambda: [FittedGPTQModifier(**int4(symmetric=False))],
     "SmoothQuant, GPTQ W8A8": lambda: [smooth(), GPTQModifier(**preset("W8A8"))],
     "AWQ W4A16, asymmetric": lambda: [awq(), QuantizationModifier(**int4(symmetric=False))],
 }

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.pareto.grid import LARGEST, LEAST, fit_on_grid
+from tamp_modifier.scores.grid import LARGEST, LEAST, fit_on_grid
 
 BITS, SIZE = 4, 32
 
@@ -73,6 +73,29 @@ def test_the_error_falls_and_zeros_and_grid_hold(columns: int) -> None:
         assert codes.min() > -8.5 and codes.max() < 7.5
     assert errors[1] < 0.9 * errors[0]
     assert errors == sorted(errors, reverse=True)
+
+
+def test_zero_points_shift_the_codes_and_scales_are_what_their_type_holds() -> None:
+    weight, hessian, kept, _, scale = problem(8, 64)
+    scale = scale.bfloat16().float()
+    zero_point = torch.tensor([-3, 4], dtype=torch.int8).repeat(8, 1)
+    shift = zero_point.float()[..., None]
+    codes = (weight.view(8, -1, SIZE) / scale[..., None] + shift).round().clamp(-8, 7)
+    rounded = ((codes - shift) * scale[..., None]).view_as(weight) * kept
+    arguments = (weight, hessian, kept, BITS, 3, zero_point, torch.bfloat16)
+    found, scales = fit_on_grid(rounded, scale, *arguments)
+    assert error(weight, found, hessian) < 0.9 * error(weight, rounded, hessian)
+    assert torch.equal(scales, scales.bfloat16().float()) and not torch.equal(scales, scale)
+    assert bool((found[~kept] == 0).all())
+    codes = found.view(8, -1, SIZE) / scales[..., None] + shift
+    torch.testing.assert_close(codes, codes.round(), rtol=0, atol=1e-3)
+    assert codes.min() > -8.5 and codes.max() < 7.5
+
+
+def test_groups_that_do_not_fit_the_columns_are_refused() -> None:
+    weight, hessian, kept, rounded, scale = problem(2, 64)
+    with pytest.raises(ValueError, match="64 columns do not divide into 3 groups"):
+        fit_on_grid(rounded, scale.repeat(1, 2)[:, :3], weight, hessian, kept, BITS, 1)
 
 
 def test_the_refitted_weight_has_the_same_minimum() -> None:
