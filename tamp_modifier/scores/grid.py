@@ -5,7 +5,7 @@ its result Q, the error of the outputs tr (W - Q) H (W - Q)^T is lowered weight 
 value of one weight, the others held, is Q_ij + R_ij / H_jj with R = (W - Q) H, rounded to the grid;
 a pruned weight stays zero. Between two rounds over the columns each scale s of a group g takes its
 best value for the codes that are there, s (1 + R_g Q_g^T / Q_g H_gg Q_g^T). No step makes the error
-larger.
+larger, but for the rounding of scales to the type that they are stored in.
 
 W may be the dense weight or the refitted one: a full refit has R = 0 at every kept weight, so both
 have the same minimum on the masked grid.
