@@ -22,6 +22,11 @@ UNFINISHED = ".tamp-unfinished"
 """A file in folders that are being written, by which those that a killed run has left are known."""
 
 
+def name_of(path: str | os.PathLike[str]) -> str:
+    """Return the last part of a path, that of the current folder for "."."""
+    return os.path.basename(os.path.abspath(path))
+
+
 def check_output(out: Path, needed: int = 0) -> None:
     """Refuse an output folder before any work is done.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -23,7 +24,9 @@ class FittedGPTQModifier(GPTQModifier):
     GPTQ fixes a column before it has seen the next ones, and its grid before it has seen any. The
     descent goes over all columns again and lowers the error of each Linear's outputs on the
     calibration tokens; what is stored has the same form, and pruned weights stay zero. Takes the
-    fields of `GPTQModifier`; integers in groups or channels, symmetric or not.
+    fields of `GPTQModifier`; integers in groups or channels, symmetric or not. What falls is the
+    error with GPTQ's damping, and scales are rounded to their type. Linears are taken one by one,
+    so ``batched_quantization`` has no effect; one more Hessian and six weights in fp32 are held.
 
     Attributes:
         rounds: over scales and columns.
@@ -38,7 +41,7 @@ class FittedGPTQModifier(GPTQModifier):
             ValueError: such a scheme; names the Linear.
         """
         done = super().on_initialize(state, **kwargs)
-        for name, module in state.model.named_modules():
+        for module, name in self._module_names.items():
             scheme = getattr(module, "quantization_scheme", None)
             weights = None if scheme is None else scheme.weights
             if weights is None:
@@ -67,10 +70,13 @@ class FittedGPTQModifier(GPTQModifier):
 
     def _fit(self, module: Any, weight: torch.Tensor, hessian: torch.Tensor) -> None:
         hessian = hessian.to(weight.device)
-        mean = hessian.diagonal().mean()
+        diagonal = hessian.diagonal()
+        mean = diagonal.mean()
         if not bool(mean > 0):
-            return  # no token came by, so GPTQ has rounded
-        hessian.diagonal().add_((self.dampening_frac or 0.0) * mean)
+            self._tell(module, "no token came by")
+            return
+        diagonal[diagonal == 0] = 1.0  # inputs that are always zero, as in GPTQ
+        diagonal.add_((self.dampening_frac or 0.0) * mean)
         bits = pruned_bits(module)
         kept = torch.ones_like(weight, dtype=torch.bool)
         if bits is not None:
@@ -87,9 +93,13 @@ class FittedGPTQModifier(GPTQModifier):
             module.weight_scale.dtype,
         )
         if not bool(torch.isfinite(fitted).all()):
-            return  # activations that are not finite: what GPTQ made of them stays
+            self._tell(module, "the outputs are not finite")
+            return
         update_offload_parameter(module, "weight", fitted.to(module.weight.dtype))
         update_offload_parameter(module, "weight_scale", scale.to(module.weight_scale.dtype))
+
+    def _tell(self, module: Any, why: str) -> None:
+        warnings.warn(f"{self._module_names[module]} is not fitted, {why}", stacklevel=2)
 
 
 ModifierFactory.register("FittedGPTQModifier", FittedGPTQModifier)

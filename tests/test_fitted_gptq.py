@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from llmcompressor.modifiers.gptq import GPTQModifier
+from llmcompressor.modifiers.quantization import QuantizationModifier
 
 from tamp_modifier import FittedGPTQModifier
 from tests.architectures.models import build
@@ -91,6 +92,37 @@ def test_what_cannot_be_fitted_is_refused_before_any_work(
     with pytest.raises(ValueError, match=told):
         prune(model, batches, modifier, tmp_path)
     assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
+
+
+def test_linears_of_another_quantizer_are_not_its_business(tmp_path: Path) -> None:
+    model, batches, _ = build("llama_text")
+    floats = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "channel"}
+    attention = {"targets": ["re:.*self_attn.*"], "weights": floats}
+    others = {"targets": ["re:.*mlp.*"], "weights": scheme()["config_groups"]["group_0"]["weights"]}
+    recipe = [
+        QuantizationModifier(config_groups={"group_0": attention}),
+        FittedGPTQModifier(config_groups={"group_0": others}),
+    ]
+    prune(model, batches, recipe, tmp_path)
+    layer = model.model.layers[0]
+    assert layer.self_attn.q_proj.quantization_scheme.weights.type == "float"
+    codes = layer.mlp.up_proj.weight / layer.mlp.up_proj.weight_scale.repeat_interleave(16, 1)
+    torch.testing.assert_close(codes, codes.round(), rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("damping", [0.01, 0.0])
+def test_a_linear_with_an_input_that_is_always_zero_is_fitted(
+    damping: float, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    dense, batches, _ = build("llama_text")
+    dense.model.layers[0].input_layernorm.weight.data[3] = 0
+    errors = []
+    for kind in (GPTQModifier, FittedGPTQModifier):
+        model = copy.deepcopy(dense)
+        prune(model, batches, kind(dampening_frac=damping, **scheme()), tmp_path)
+        errors.append(first_error(model, dense, batches))
+    assert 0 < errors[1] < 0.95 * errors[0]
+    assert not [warning for warning in recwarn if "is not fitted" in str(warning.message)]
 
 
 def test_rounds_are_at_least_one() -> None:

@@ -47,13 +47,13 @@ def share(text: str) -> float:
     return value
 
 
-def add_dtype(parser: argparse.ArgumentParser) -> None:
-    """Add ``--dtype``, the type that a model is loaded with."""
+def add_dtype(parser: argparse.ArgumentParser, default: str = "as they are stored") -> None:
+    """Add ``--dtype``, the type that a model is loaded with; `default` says what "auto" is."""
     parser.add_argument(
         "--dtype",
         choices=("auto", "bfloat16", "float16", "float32"),
         default="auto",
-        help="type of the weights (default: as they are stored)",
+        help=f"type of the weights (default: {default})",
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tamp_modifier.commands.arguments import add_dtype, add_skip_bad, count, positive
+from tamp_modifier.files import name_of
 
 if TYPE_CHECKING:
     from tamp_modifier.workflows.evaluate import TaskScore
@@ -241,7 +242,7 @@ def _questions_table(data: Path, summary: dict[str, Any]) -> Table:
 
     return Table(
         "data",
-        f"Questions with short answers from `{data.absolute().name}`: how many answers are "
+        f"Questions with short answers from `{name_of(data)}`: how many answers are "
         "exactly right, and the negative log-likelihood (NLL) of the right ones in nats a token.",
         ["task", *(TITLES[field] for field in fields)],
         [cells(task, row) for task, row in summary["tasks"].items()],

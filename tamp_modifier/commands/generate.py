@@ -16,7 +16,8 @@ def add_parser(subparsers: Any) -> None:
         "generate",
         help="have a model make up texts, as data for pruning and recovery",
         description="Write texts that MODEL makes up from nothing to the new file OUT, a row each: "
-        "half documents, half conversations with itself. `tamp recover` and `tamp prune` read "
+        "half documents, half conversations with itself (without a chat template all are "
+        "documents). `tamp recover` and `tamp prune` read "
         "OUT, alone or in a folder with other data. Run the same command again to resume a run "
         "that was killed.",
     )
@@ -35,7 +36,7 @@ def add_parser(subparsers: Any) -> None:
         "--batch-size", type=positive, default=16, help="texts at once (default: %(default)s)"
     )
     parser.add_argument("--seed", type=count, default=0, help="default: %(default)s")
-    add_dtype(parser)
+    add_dtype(parser, "as they are stored, fp32 on a CPU that emulates that")
     parser.add_argument(
         "--restart", action="store_true", help="start over instead of resuming a killed run"
     )

@@ -80,17 +80,24 @@ def generate_texts(
         raise ValueError(
             f"tokens is {generating.tokens}; the beginning of a turn alone has {len(turn)}"
         )
+    drawn = ordinary_tokens(tokenizer)
     for number, begin in list(enumerate(generating.batches))[first:]:
-        count = min(generating.batch_size, generating.samples - begin)
+        places = range(begin, min(begin + generating.batch_size, generating.samples))
+        # Every second text is a conversation; those of a kind begin with as many tokens.
+        conversations = [place for place in places if turn and place % 2]
+        documents = [place for place in places if place not in conversations]
+        found: dict[int, str] = {}
         with random_stream(generating.seed * 1_000_003 + number):
-            if turn and number % 2:
-                starts = torch.tensor([turn]).repeat(count, 1)
-            else:
-                drawn = ordinary_tokens(tokenizer)
-                places = torch.randint(len(drawn), (count, 1))
-                starts = torch.cat([torch.tensor([own] * count).long(), drawn[places]], 1)
-            rows = _continued(model, tokenizer, starts, generating, media)
-        yield [_text(tokenizer, row, own) for row in rows.tolist()]
+            words = drawn[torch.randint(len(drawn), (len(documents), 1))]
+            begun = {
+                tuple(documents): torch.cat([torch.tensor([own] * len(words)).long(), words], 1),
+                tuple(conversations): torch.tensor([turn] * len(conversations)),
+            }
+            for kind, starts in begun.items():
+                if kind:
+                    rows = _continued(model, tokenizer, starts, generating, media).tolist()
+                    found |= zip(kind, (_text(tokenizer, row, own) for row in rows), strict=True)
+        yield [found[place] for place in places]
 
 
 def beginning_of_turn(processor: Any) -> list[int]:
@@ -125,18 +132,20 @@ def _continued(
 ) -> Tensor:
     starts = starts.to(model.device)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    new = generating.tokens - starts.shape[1]
     return model.generate(
         input_ids=starts,
         attention_mask=torch.ones_like(starts),
         do_sample=True,
-        # The model's own top-k and top-p would make the texts less varied than it is.
+        # What the model's own settings ask for would make the texts less varied than it is.
         temperature=generating.temperature,
         top_k=0,
         top_p=1.0,
-        max_new_tokens=new,
-        min_new_tokens=new,  # a text that ends goes on with the next one
-        eos_token_id=None,
+        min_p=0.0,
+        typical_p=1.0,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        max_new_tokens=generating.tokens - starts.shape[1],
+        eos_token_id=[],  # a text that ends goes on with the next one
         suppress_tokens=media or None,  # they stand for pictures that are not there
         pad_token_id=pad,
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tamp_modifier.files import whole_file
+from tamp_modifier.files import name_of, whole_file
 from tamp_modifier.messages import size_text
 from tamp_modifier.report.model import PruningReport, Recovery
 
@@ -184,7 +184,7 @@ def _on_hub(name: str) -> bool:
 
 def shown_name(name: str) -> str:
     """Return a name on the hub, or the last part of a path."""
-    return name if _on_hub(name) else Path(name).name or Path(name).resolve().name
+    return name if _on_hub(name) else name_of(name)
 
 
 def _line(text: str) -> str:
@@ -229,7 +229,7 @@ def _calibration(report: PruningReport, origin: Origin) -> str:
     lines = [f"{report.samples} samples with {tokens} tokens, seed {report.seed}."]
     # After a recovery the origin is that of the training.
     if report.recovery is None and origin.data is not None:
-        lines[0] = lines[0][:-1] + f", from {_code(origin.data.absolute().name)}."
+        lines[0] = lines[0][:-1] + f", from {_code(name_of(origin.data))}."
         if origin.own_answers:
             lines.append("The base model wrote the answers itself.")
     return " ".join(lines)
@@ -248,7 +248,7 @@ def _recovery(recovery: Recovery, origin: Origin) -> str:
     )
     if origin.data is not None:
         count = f"{origin.samples:,} samples of " if origin.samples is not None else ""
-        text += f" Data: {count}{_code(origin.data.absolute().name)}."
+        text += f" Data: {count}{_code(name_of(origin.data))}."
     rows = {name: settings[name] for name in RECOVERY if settings.get(name) is not None}
     return f"{text}\n\n{_table({**rows, 'learning_rate': recovery.learning_rate})}"
 

@@ -88,10 +88,13 @@ def load_model(model: str, config: Any, dtype: str | torch.dtype = "auto") -> An
 def load_writer(model: str, config: Any, dtype: str | torch.dtype = "auto") -> Any:
     """Return `load_model` for a model that writes: with "auto" in fp32 where that is faster.
 
-    A CPU that emulates 16-bit types takes ten times as long (measured on AVX2).
+    A CPU that emulates 16-bit types takes ten times as long (measured on AVX2); float16 is emulated
+    by most that multiply bfloat16.
     """
     found = load_model(model, config, dtype)
-    return found.float() if dtype == "auto" and not has_bfloat16(found.device) else found
+    half = found.dtype == torch.float16 and found.device.type == "cpu"
+    emulated = half or not has_bfloat16(found.device)
+    return found.float() if dtype == "auto" and emulated else found
 
 
 def model_class(config: Any) -> Any:

@@ -24,6 +24,7 @@ from tamp_modifier.data import (
     make_loader,
     read_conversations,
 )
+from tamp_modifier.files import name_of
 from tamp_modifier.report.card import Origin, shown_name
 from tamp_modifier.report.samples import shown_path
 from tamp_modifier.tokens import modality_token_ids
@@ -177,7 +178,7 @@ def origin_of(base: str | None, prepared: Prepared) -> Origin:
 def describe_run(prepared: Prepared, command: str | None) -> dict[str, str]:
     """Return model, data and command of a run in words, for its report."""
     path = prepared.sampling.path
-    found = {"data": "rows in memory" if path is None else path.absolute().name}
+    found = {"data": "rows in memory" if path is None else name_of(path)}
     if prepared.model:
         found = {"model": shown_name(prepared.model), **found}
     return found if command is None else {**found, "command": command}
