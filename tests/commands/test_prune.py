@@ -331,7 +331,7 @@ def test_own_answers_replace_those_of_the_data(
     samples = json.loads((tmp_path / "b" / "tamp_samples.json").read_text())
     assert samples["answers"] == {"tokens": 4, "temperature": 0.0, "seed": 0}
     (file,) = (tmp_path / "cache" / "tamp-modifier" / "answers").iterdir()
-    monkeypatch.setattr("tamp_modifier.workflows.answers.load_model", refuse)
+    monkeypatch.setattr("tamp_modifier.workflows.answers.load_writer", refuse)
     assert cli.main(command(tmp_path / "again", asked_only, *own)) == 0, "all answers are kept"
     assert json.loads(file.read_text())["answer"] == "7"
     assert cli.main(["prune", str(MODEL_FOLDER), "--data", str(asked_only), "--dry-run", *own]) == 0
