@@ -15,6 +15,7 @@ from tamp_modifier import FittedGPTQModifier
 from tests.architectures.models import build
 from tests.running import prune
 
+pytestmark = pytest.mark.slow
 IGNORE = ["re:.*lm_head$", "re:.*vision_tower.*", "re:.*multi_modal_projector.*"]
 
 

@@ -13,6 +13,7 @@ from tamp_modifier.data import read_conversations
 from tamp_modifier.demo.evaluation import MODEL_FOLDER
 from tamp_modifier.workflows import texts
 
+pytestmark = pytest.mark.slow
 GIVEN = ("--samples", "5", "--tokens", "16", "--batch-size", "2")
 
 
