@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 _WITH_LLM_COMPRESSOR = {
-    "FittedGPTQModifier": "modifier",
+    "FittedGPTQModifier": "modifier",  # which has zeros watched, too
     "TAMPModifier": "modifier",
     "prune": "workflows.prune",
 }

@@ -15,6 +15,16 @@ from transformers import PreTrainedTokenizerFast
 
 Batch = dict[str, torch.Tensor]
 
+IGNORE = ["re:.*lm_head$", "re:.*vision_tower.*", "re:.*multi_modal_projector.*"]
+"""What quantization leaves out of the tiny models."""
+
+
+def int4(**weights: Any) -> dict[str, Any]:
+    """Fields of a quantizing modifier: 4 bits, symmetric, in groups of 16, but for `weights`."""
+    found = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 16}
+    group = {"targets": ["Linear"], "weights": found | weights}
+    return {"config_groups": {"group_0": group}, "ignore": IGNORE}
+
 
 def prune(
     model: torch.nn.Module,

@@ -13,16 +13,9 @@ from llmcompressor.modifiers.quantization import QuantizationModifier
 
 from tamp_modifier import FittedGPTQModifier
 from tests.architectures.models import build
-from tests.running import prune
+from tests.running import int4, prune
 
 pytestmark = pytest.mark.slow
-IGNORE = ["re:.*lm_head$", "re:.*vision_tower.*", "re:.*multi_modal_projector.*"]
-
-
-def scheme(**weights: Any) -> dict[str, Any]:
-    found = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 16}
-    group = {"targets": ["Linear"], "weights": found | weights}
-    return {"config_groups": {"group_0": group}, "ignore": IGNORE}
 
 
 def first_error(model: Any, dense: Any, batches: list[Any]) -> float:
@@ -47,7 +40,7 @@ def first_error(model: Any, dense: Any, batches: list[Any]) -> float:
 def test_the_outputs_are_nearer_than_those_of_gptq(weights: dict[str, Any], tmp_path: Path) -> None:
     dense, batches, _ = build("llama_text")
     errors = []
-    for modifier in (GPTQModifier(**scheme(**weights)), FittedGPTQModifier(**scheme(**weights))):
+    for modifier in (GPTQModifier(**int4(**weights)), FittedGPTQModifier(**int4(**weights))):
         model = copy.deepcopy(dense)
         prune(model, batches, modifier, tmp_path)
         errors.append(first_error(model, dense, batches))
@@ -89,7 +82,7 @@ def test_what_cannot_be_fitted_is_refused_before_any_work(
     model, batches, _ = build("llama_text")
     before = copy.deepcopy(model.state_dict())
     order = weights.pop("actorder", "static")
-    modifier = FittedGPTQModifier(actorder=order, **scheme(**weights))
+    modifier = FittedGPTQModifier(actorder=order, **int4(**weights))
     with pytest.raises(ValueError, match=told):
         prune(model, batches, modifier, tmp_path)
     assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
@@ -99,7 +92,7 @@ def test_linears_of_another_quantizer_are_not_its_business(tmp_path: Path) -> No
     model, batches, _ = build("llama_text")
     floats = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "channel"}
     attention = {"targets": ["re:.*self_attn.*"], "weights": floats}
-    others = {"targets": ["re:.*mlp.*"], "weights": scheme()["config_groups"]["group_0"]["weights"]}
+    others = {"targets": ["re:.*mlp.*"], "weights": int4()["config_groups"]["group_0"]["weights"]}
     recipe = [
         QuantizationModifier(config_groups={"group_0": attention}),
         FittedGPTQModifier(config_groups={"group_0": others}),
@@ -120,7 +113,7 @@ def test_a_linear_with_an_input_that_is_always_zero_is_fitted(
     errors = []
     for kind in (GPTQModifier, FittedGPTQModifier):
         model = copy.deepcopy(dense)
-        prune(model, batches, kind(dampening_frac=damping, **scheme()), tmp_path)
+        prune(model, batches, kind(dampening_frac=damping, **int4()), tmp_path)
         errors.append(first_error(model, dense, batches))
     assert 0 < errors[1] < 0.95 * errors[0]
     assert not [warning for warning in recwarn if "is not fitted" in str(warning.message)]

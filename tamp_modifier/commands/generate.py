@@ -17,9 +17,8 @@ def add_parser(subparsers: Any) -> None:
         help="have a model make up texts, as data for pruning and recovery",
         description="Write texts that MODEL makes up from nothing to the new file OUT, a row each: "
         "half documents, half conversations with itself (without a chat template all are "
-        "documents). `tamp recover` and `tamp prune` read "
-        "OUT, alone or in a folder with other data. Run the same command again to resume a run "
-        "that was killed.",
+        "documents). `tamp recover` and `tamp prune` read OUT, alone or in a folder with other "
+        "data. Run the same command again to resume a run that was killed.",
     )
     parser.add_argument("model", metavar="MODEL", help="folder or name of the dense model")
     parser.add_argument(

@@ -75,7 +75,7 @@ def own_answers(
         DataError: a plain text, which asks nothing, or a question that cannot be encoded.
         TypeError: the model cannot generate.
     """
-    _check_generates(model)
+    check_generates(model, "answer")
     if encoder is None:
         encoder = Encoder(processor, modality_token_ids(model.config))
     questions = [encoder.question(conversation) for conversation in conversations]
@@ -110,7 +110,7 @@ def answer_all(
         if key not in cache:
             if model is None:
                 model = load()
-                _check_generates(model)
+                check_generates(model, "answer")
                 collator = Collator(processor, dtype=model.dtype)
             cache[key] = _answer(model, processor, collator, question, answering, key)
         found.append(cache[key])
@@ -118,9 +118,14 @@ def answer_all(
     return found
 
 
-def _check_generates(model: Any) -> None:
+def check_generates(model: Any, what: str) -> None:
+    """Refuse a model that cannot do what is asked ("answer", "write texts").
+
+    Raises:
+        TypeError: it has no ``generate``.
+    """
     if not callable(getattr(model, "generate", None)):
-        raise TypeError(f"{type(model).__name__} has no generate(), so it cannot answer")
+        raise TypeError(f"{type(model).__name__} has no generate(), so it cannot {what}")
 
 
 def question_key(question: Encoded, answering: Answering) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tamp_modifier.data.answers import random_stream
+from tamp_modifier.data.answers import check_generates, random_stream
 from tamp_modifier.tokens import modality_token_ids
 
 MARK = "\x1f"
@@ -70,8 +70,7 @@ def generate_texts(
         TypeError: the model cannot generate.
         ValueError: the beginning of a turn takes all tokens.
     """
-    if not callable(getattr(model, "generate", None)):
-        raise TypeError(f"{type(model).__name__} has no generate(), so it cannot write texts")
+    check_generates(model, "write texts")
     tokenizer = getattr(processor, "tokenizer", processor)
     media = [token for ids in modality_token_ids(model.config).values() for token in ids]
     own = list(tokenizer("")["input_ids"])  # what the tokenizer puts before every text itself
@@ -89,11 +88,11 @@ def generate_texts(
         found: dict[int, str] = {}
         with random_stream(generating.seed * 1_000_003 + number):
             words = drawn[torch.randint(len(drawn), (len(documents), 1))]
-            begun = {
-                tuple(documents): torch.cat([torch.tensor([own] * len(words)).long(), words], 1),
-                tuple(conversations): torch.tensor([turn] * len(conversations)),
-            }
-            for kind, starts in begun.items():
+            begun = (
+                (documents, torch.cat([torch.tensor([own] * len(words)).long(), words], 1)),
+                (conversations, torch.tensor([turn] * len(conversations))),
+            )
+            for kind, starts in begun:
                 if kind:
                     rows = _continued(model, tokenizer, starts, generating, media).tolist()
                     found |= zip(kind, (_text(tokenizer, row, own) for row in rows), strict=True)

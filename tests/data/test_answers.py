@@ -16,19 +16,8 @@ from tamp_modifier.data import (
     own_answers,
     read_conversations,
 )
-from tamp_modifier.demo.evaluation import load_model, load_processor
 from tamp_modifier.tokens import modality_token_ids
 from tests.data.files import asked, jsonl, picture
-
-
-@pytest.fixture(scope="module")
-def model() -> Any:
-    return load_model()
-
-
-@pytest.fixture(scope="module")
-def processor() -> Any:
-    return load_processor()
 
 
 @pytest.fixture(scope="module")

@@ -11,17 +11,6 @@ import torch
 
 from tamp_modifier.data import Generating, generate_texts
 from tamp_modifier.data.generated import beginning_of_turn, ordinary_tokens
-from tamp_modifier.demo.evaluation import load_model, load_processor
-
-
-@pytest.fixture(scope="module")
-def model() -> Any:
-    return load_model()
-
-
-@pytest.fixture(scope="module")
-def processor() -> Any:
-    return load_processor()
 
 
 def texts(model: Any, processor: Any, generating: Generating, first: int = 0) -> list[str]:

@@ -21,9 +21,8 @@ from tamp_modifier import FittedGPTQModifier, TAMPModifier
 from tamp_modifier.zeros import remembered as preserve
 from tamp_modifier.zeros.keep import guard_zeros, keep_zeros, refuse_lost_zeros
 from tests.architectures.models import build
-from tests.running import prune
+from tests.running import IGNORE, int4, prune
 
-IGNORE = ["re:.*lm_head$", "re:.*vision_tower.*", "re:.*multi_modal_projector.*"]
 DECODER = "re:^(?!.*vision_tower).*"
 QKV = [DECODER + f"{name}_proj$" for name in "qkv"]
 GATED = [DECODER + "gate_proj$", DECODER + "up_proj$"]
@@ -31,14 +30,6 @@ GATED = [DECODER + "gate_proj$", DECODER + "up_proj$"]
 
 def tamp(**fields: Any) -> TAMPModifier:
     return TAMPModifier(**{"allocation": "uniform", "selection": "all", **fields})
-
-
-def int4(symmetric: bool = True) -> dict[str, Any]:
-    weights = QuantizationArgs(
-        num_bits=4, type="int", strategy="group", group_size=16, symmetric=symmetric
-    )
-    scheme = QuantizationScheme(targets=["Linear"], weights=weights)
-    return {"config_groups": {"group_0": scheme}, "ignore": IGNORE}
 
 
 def preset(scheme: str) -> dict[str, Any]:
