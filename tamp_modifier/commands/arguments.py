@@ -47,13 +47,14 @@ def share(text: str) -> float:
     return value
 
 
-def add_dtype(parser: argparse.ArgumentParser, default: str = "as they are stored") -> None:
-    """Add ``--dtype``, the type that a model is loaded with; `default` says what "auto" is."""
+def add_dtype(parser: argparse.ArgumentParser) -> None:
+    """Add ``--dtype``, the type that a model is loaded with."""
     parser.add_argument(
         "--dtype",
         choices=("auto", "bfloat16", "float16", "float32"),
         default="auto",
-        help=f"type of the weights (default: {default})",
+        help="type of the weights (default: as they are stored, computed in fp32 where the "
+        "processor emulates that)",
     )
 
 

@@ -191,9 +191,9 @@ def _ask(
 ) -> dict[str, TaskScore]:
     from tamp_modifier.data import Collator
     from tamp_modifier.workflows.evaluate import end_ids, score_answers
-    from tamp_modifier.workflows.models import load_config, load_model
+    from tamp_modifier.workflows.models import load_config, load_to_run
 
-    model = load_model(name, load_config(name), args.dtype)
+    model = load_to_run(name, load_config(name), args.dtype)
     ends = end_ids(model, getattr(processor, "tokenizer", processor))
     return score_answers(
         model,

@@ -35,7 +35,7 @@ def add_parser(subparsers: Any) -> None:
         "--batch-size", type=positive, default=16, help="texts at once (default: %(default)s)"
     )
     parser.add_argument("--seed", type=count, default=0, help="default: %(default)s")
-    add_dtype(parser, "as they are stored, fp32 on a CPU that emulates that")
+    add_dtype(parser)
     parser.add_argument(
         "--restart", action="store_true", help="start over instead of resuming a killed run"
     )

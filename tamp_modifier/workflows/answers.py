@@ -26,7 +26,7 @@ from tamp_modifier.data import (
     answer_all,
     with_answer,
 )
-from tamp_modifier.workflows.models import load_writer
+from tamp_modifier.workflows.models import load_to_run
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Asked:
         config: its config.
         processor: its processor or tokenizer.
         encoder: encodes the questions.
-        dtype: type of the weights; "auto" as in `models.load_writer`.
+        dtype: type of the weights; "auto" as in `models.load_to_run`.
         loaded: the model, where it is loaded already; its answers are not kept in a file.
     """
 
@@ -53,7 +53,7 @@ class Asked:
         """Return the model, loaded now unless it is already."""
         if self.loaded is not None:
             return self.loaded
-        return load_writer(self.model, self.config, self.dtype)
+        return load_to_run(self.model, self.config, self.dtype)
 
 
 def answered(

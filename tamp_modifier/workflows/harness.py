@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from tamp_modifier.messages import some
-from tamp_modifier.workflows.models import load_config, load_model, load_processor
+from tamp_modifier.workflows.models import load_config, load_processor, load_to_run
+from tamp_modifier.workflows.precision import CPU
 
 DRAWS = 1000
 """Of the bootstrap, by which the harness estimates the error of metrics that are no means."""
@@ -182,9 +183,8 @@ def score_tasks(
     from lm_eval.models.huggingface import HFLM
 
     processor = load_processor(model)
-    loaded = load_model(model, load_config(model), dtype)
-    if torch.accelerator.is_available():
-        loaded.to(torch.accelerator.current_accelerator())
+    here = torch.accelerator.current_accelerator(check_available=True) or CPU
+    loaded = load_to_run(model, load_config(model), dtype, here).to(here)
     asked: Any = HFLM(
         pretrained=loaded,
         tokenizer=getattr(processor, "tokenizer", processor),

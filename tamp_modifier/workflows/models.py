@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from tamp_modifier.checkpoint.completeness import lacking
-from tamp_modifier.scores.refit import has_bfloat16
 from tamp_modifier.transformers_plugin import register as register_with_transformers
+from tamp_modifier.workflows.precision import CPU, compute_faster
 
 
 def load_config(model: str) -> Any:
@@ -85,16 +85,24 @@ def load_model(model: str, config: Any, dtype: str | torch.dtype = "auto") -> An
     return found.eval()
 
 
-def load_writer(model: str, config: Any, dtype: str | torch.dtype = "auto") -> Any:
-    """Return `load_model` for a model that writes: with "auto" in fp32 where that is faster.
+def load_to_run(
+    model: str, config: Any, dtype: str | torch.dtype = "auto", device: torch.device = CPU
+) -> Any:
+    """Return `load_model` for a model that only runs: with "auto" in fp32 where that is faster.
 
-    A CPU that emulates 16-bit types takes ten times as long (measured on AVX2); float16 is emulated
-    by most that multiply bfloat16.
+    Args:
+        model: as in `load_model`.
+        config: as in `load_model`.
+        dtype: as in `load_model`.
+        device: where it will run; it is returned on the CPU.
+
+    Raises:
+        ValueError: as in `load_model`.
     """
     found = load_model(model, config, dtype)
-    half = found.dtype == torch.float16 and found.device.type == "cpu"
-    emulated = half or not has_bfloat16(found.device)
-    return found.float() if dtype == "auto" and emulated else found
+    if dtype == "auto":
+        compute_faster(found, device)
+    return found
 
 
 def model_class(config: Any) -> Any:

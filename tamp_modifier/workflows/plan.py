@@ -19,6 +19,7 @@ from tamp_modifier.tokens import MODALITY_NAMES, token_types
 from tamp_modifier.upstream.experts import make_linear
 from tamp_modifier.workflows.estimate import Machine, estimate
 from tamp_modifier.workflows.models import empty_model
+from tamp_modifier.workflows.precision import calibration_device, emulates
 from tamp_modifier.workflows.recipes import ours
 from tamp_modifier.workflows.samples import Prepared
 from tamp_modifier.workflows.shapes import measure
@@ -40,8 +41,8 @@ def plan(prepared: Prepared, recipe: list[Any], dtype: str = "auto") -> dict[str
 
     Returns:
         JSON values: ``samples``, ``tokens`` by modality, ``longest`` (tokens of a sample),
-        ``linears`` by kind with number, weights and shape, ``weights``, ``dtype``, ``flops`` (a
-        second, measured), ``estimate`` (see `estimate.Estimate`).
+        ``linears`` by kind with number, weights and shape, ``weights``, ``dtype`` (that it computes
+        in), ``flops`` (a second, measured), ``estimate`` (see `estimate.Estimate`).
 
     Raises:
         ValueError: fields that do not fit the model.
@@ -60,6 +61,8 @@ def plan(prepared: Prepared, recipe: list[Any], dtype: str = "auto") -> dict[str
     lengths = [len(sample) for sample in prepared.encoded]
     stored = getattr(prepared.config, "dtype", None) or torch.float32
     real = stored if dtype == "auto" else getattr(torch, dtype)
+    if dtype == "auto" and len(recipe) == 1 and emulates(real, calibration_device()):
+        real = torch.float32  # as the run does where memory allows
     machine = this_machine(real)
     found = estimate(
         replace(measure(model), bytes=torch.empty(0, dtype=real).element_size()),
@@ -105,9 +108,7 @@ def this_machine(dtype: torch.dtype) -> Machine:
 
     Without an accelerator nothing crosses a link, so that costs nothing.
     """
-    from llmcompressor.utils.dev import get_main_device
-
-    device = get_main_device()
+    device = calibration_device()
     left = torch.randn(SIDE, SIDE).to(device, dtype)
     float((left @ left)[0, 0])  # the first one sets things up
     count, start = 0, time.perf_counter()

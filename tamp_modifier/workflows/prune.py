@@ -20,6 +20,12 @@ from tamp_modifier.progress import listening
 from tamp_modifier.pruning.resume import forget
 from tamp_modifier.report.card import write_card
 from tamp_modifier.report.model import REPORT_FILE, SAMPLES_FILE, PruningReport
+from tamp_modifier.workflows.precision import (
+    calibration_device,
+    compute_faster,
+    restore_types,
+    types_of,
+)
 from tamp_modifier.workflows.recipes import make_recipe, ours
 from tamp_modifier.workflows.samples import (
     Prepared,
@@ -118,7 +124,9 @@ def prune(
         skip_bad: how many rows of the data may be left out because they cannot be used.
         answers: has the dense model answer the questions itself first, as `data.Answering` says;
             None takes the answers of the data.
-        dtype: type that a model is loaded with, "auto" for that of its file.
+        dtype: type that a model is loaded with, "auto" for that of its file. With "auto", a recipe
+            that only prunes computes in fp32 where the processor emulates that type and memory
+            allows; the pruned model has the type of the file again.
         pipeline: "sequential", "basic", or "auto": sequential, and basic where the model cannot be
             traced.
         restart: forget what a killed run has finished.
@@ -216,13 +224,18 @@ def _prune(
     model = prepared.load(dtype)
     if out is not None:
         check_output(out, sum(p.numel() * p.element_size() for p in model.parameters()))
-    lap("load")
     modifier = ours(recipe)
+    types: dict[str, torch.dtype] = {}
+    if dtype == "auto" and prepared.loaded is None and len(recipe) == 1:
+        stored = types_of(model)
+        types = stored if compute_faster(model, calibration_device()) else {}
+    lap("load")
     given = modifier.keep_indices
     if out is not None and given is None:
         modifier.keep_indices = True  # as where the run itself writes the report
     with listening(step):
         _run(model, prepared, recipe, pipeline)
+    restore_types(model, types)
     lap("prune")
     report = modifier.report
     assert report is not None

@@ -10,7 +10,7 @@ from typing import Any
 
 from tamp_modifier.data import Generating, generate_texts
 from tamp_modifier.files import only_writer, probe, whole_file
-from tamp_modifier.workflows.models import load_config, load_processor, load_writer
+from tamp_modifier.workflows.models import load_config, load_processor, load_to_run
 
 
 def write_texts(
@@ -29,7 +29,7 @@ def write_texts(
         model: folder or name of the model.
         out: a ``.jsonl`` file that does not exist.
         generating: how many, and how.
-        dtype: type of the weights; "auto" as in `models.load_writer`.
+        dtype: type of the weights; "auto" as in `models.load_to_run`.
         restart: forget what an earlier run has made.
         step: called with (phase, done, total).
 
@@ -53,7 +53,7 @@ def write_texts(
         try:
             step("texts", len(rows), generating.samples)
             first = len(rows) // generating.batch_size
-            loaded = load_writer(model, config, dtype)
+            loaded = load_to_run(model, config, dtype)
             for texts in generate_texts(loaded, processor, generating, first):
                 made = [json.dumps({"text": text}) for text in texts]
                 with open(partial, "a", encoding="utf-8") as file:

@@ -39,7 +39,7 @@ COMMANDS = [
     ("prune model --data data.jsonl --output out", "data.encoding.Encoder.__call__", "nothing was"),
     ("prune model --data data.jsonl --dry-run", "workflows.plan.empty_model", "nothing was"),
     ("eval model --data data.jsonl", "workflows.evaluate.score_answers", "nothing was written"),
-    ("generate model --output out.jsonl", "workflows.texts.load_writer", "nothing was written"),
+    ("generate model --output out.jsonl", "workflows.texts.load_to_run", "nothing was written"),
     ("estimate model", "workflows.shapes.measure_config", "nothing was written"),
     ("pack sparse out", "checkpoint.pack.pack", "nothing was written"),
     ("unpack packed out", "checkpoint.pack.unpack", "nothing was written"),

@@ -179,7 +179,7 @@ def test_a_full_disk_leaves_nothing_half_written_and_the_layers_for_the_next_run
     assert "out.partial is of another run: it has sparsity 0.5, this run 0.6. Start over" in line
     line = fails(capsys, *command(out, data, "--samples", "2"))
     assert "its calibration data had other values" in line
-    line = fails(capsys, *command(out, data, "--dtype", "float32"))
+    line = fails(capsys, *command(out, data, "--dtype", "float16"))
     assert "its model had other values" in line
 
     assert cli.main(command(out, data)) == 0
@@ -331,7 +331,7 @@ def test_own_answers_replace_those_of_the_data(
     samples = json.loads((tmp_path / "b" / "tamp_samples.json").read_text())
     assert samples["answers"] == {"tokens": 4, "temperature": 0.0, "seed": 0}
     (file,) = (tmp_path / "cache" / "tamp-modifier" / "answers").iterdir()
-    monkeypatch.setattr("tamp_modifier.workflows.answers.load_writer", refuse)
+    monkeypatch.setattr("tamp_modifier.workflows.answers.load_to_run", refuse)
     assert cli.main(command(tmp_path / "again", asked_only, *own)) == 0, "all answers are kept"
     assert json.loads(file.read_text())["answer"] == "7"
     assert cli.main(["prune", str(MODEL_FOLDER), "--data", str(asked_only), "--dry-run", *own]) == 0
