@@ -45,7 +45,7 @@ VALUES = 4096
 """Values of every parameter that enter the digest of a model, evenly spread."""
 
 
-RUN = "run.json"
+RUN, DENSE_PASS = "run.json", "dense_pass.json"
 ANEW = "Start over with --restart, or remove that folder"
 
 
@@ -66,6 +66,11 @@ def forget(folder: Path) -> None:
     if any(folder.iterdir()) and not (folder / RUN).is_file():
         raise ResumeError(f"{_foreign(folder)}; it is not removed")
     shutil.rmtree(folder)
+
+
+def has_progress(folder: Path) -> bool:
+    """Whether a folder holds anything that a run could go on from."""
+    return (folder / DENSE_PASS).exists() or any(folder.glob("*.safetensors"))
 
 
 def _foreign(folder: Path) -> str:
@@ -110,6 +115,9 @@ class Resume:
             return
         before = _read(path)
         different = _differences(before, now)
+        if different and not has_progress(self._folder):  # stopped before there was any
+            _write(path, now)
+            return
         if different:
             raise ResumeError(
                 f"{self._folder} is of another run: {'; '.join(different)}. {ANEW}, or give the "
@@ -139,7 +147,7 @@ class Resume:
                 for name in names
             },
         }
-        _write(self._folder / "dense_pass.json", data)
+        _write(self._folder / DENSE_PASS, data)
 
     def load_measurement(self) -> SavedMeasurement | None:
         """Return what an earlier dense pass measured; None if none was completed.
@@ -147,7 +155,7 @@ class Resume:
         Raises:
             ResumeError: the file is damaged, or lost since layers were finished after it.
         """
-        path = self._folder / "dense_pass.json"
+        path = self._folder / DENSE_PASS
         if self._finished and not path.exists():
             raise _damaged(path, "it is gone, and layers were finished by what it held")
         return SavedMeasurement(_read(path)) if path.exists() else None

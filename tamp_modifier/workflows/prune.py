@@ -17,7 +17,7 @@ from tamp_modifier.data import Answering
 from tamp_modifier.files import check_output, check_unfinished, new_folder, only_writer, write_json
 from tamp_modifier.modifier import TAMPModifier
 from tamp_modifier.progress import listening
-from tamp_modifier.pruning.resume import forget
+from tamp_modifier.pruning.resume import forget, has_progress
 from tamp_modifier.report.card import write_card
 from tamp_modifier.report.model import REPORT_FILE, SAMPLES_FILE, PruningReport
 from tamp_modifier.workflows.precision import (
@@ -180,12 +180,16 @@ def _partial(out: Path) -> Path:
 
 
 def _kept(out: Path | None) -> str:
-    """Return what an interrupted run leaves, and how to go on."""
-    if out is None or not any(_partial(out).glob("*.safetensors")):
+    """Return what an interrupted run leaves, and how to go on; what is of no use goes."""
+    if out is None or not _partial(out).exists():
         return "nothing was written"
+    if not has_progress(_partial(out)):
+        forget(_partial(out))
+        return "nothing was written"
+    finished = any(_partial(out).glob("*.safetensors"))
     return (
-        f"the finished layers are kept in {_partial(out)}: run the same command to resume, "
-        "or add --restart to start over"
+        f"{'the finished layers are' if finished else 'the dense pass is'} kept in "
+        f"{_partial(out)}: run the same command to resume, or add --restart to start over"
     )
 
 

@@ -191,6 +191,7 @@ def test_restart_forgets_what_was_finished(data: Path, tmp_path: Path) -> None:
     partial = tmp_path / "out.partial"
     partial.mkdir()
     (partial / "run.json").write_text("{}")
+    (partial / "dense_pass.json").write_text("{}")
     model = write_model("llama", tmp_path / "model")
     plain = jsonl(tmp_path / "data.jsonl", [{"text": "what is 3 plus 4 ?"}] * 2)
     assert cli.main(command(tmp_path / "out", plain, model=model)) == 1

@@ -165,15 +165,33 @@ def test_an_interrupt_tells_what_is_kept_and_how_to_go_on(
     assert threading.current_thread() is threading.main_thread()
     for phase, kept in (
         ("samples", "nothing was written"),
+        ("dense pass", "nothing was written"),
         ("pruning", f"are kept in {out}.partial: run the same command to resume"),
     ):
         with pytest.raises(KeyboardInterrupt, match=kept):
             tamp_modifier.prune(
                 folder, data=ROWS, selection="all", output=out, progress=interrupt(phase)
             )
+        assert kept != "nothing was written" or not list(tmp_path.iterdir())
     assert {path.name for path in tmp_path.iterdir()} == {"out.partial"}
     done = tamp_modifier.prune(folder, data=ROWS, selection="all", output=out)
     assert done.report.samples == 3 and {path.name for path in tmp_path.iterdir()} == {"out"}
+
+
+def test_a_run_that_was_killed_before_any_progress_blocks_no_other(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+
+    def killed(phase: str, done: int, total: int) -> None:
+        if phase == "dense pass":
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError):
+        tamp_modifier.prune(folder, data=ROWS, sparsity=0.5, output=out, progress=killed)
+    assert [path.name for path in Path(f"{out}.partial").iterdir()] == ["run.json"]
+    done = tamp_modifier.prune(folder, data=ROWS, sparsity=0.6, output=out)
+    assert done.report.requested_sparsity == 0.6
 
 
 def test_the_docstring_describes_every_argument() -> None:
