@@ -54,8 +54,10 @@ def run(args: argparse.Namespace) -> None:
     from tamp_modifier.report.table import report_table
 
     path = args.report
-    if path.is_dir() and (path / REPORT_FILE).is_file():
+    if path.is_dir():
         path = path / REPORT_FILE
+        if not path.is_file():
+            raise FileNotFoundError(2, f"there is no {REPORT_FILE} in it", str(args.report))
     report = PruningReport.load(path)
     samples = [] if args.html is None else read_samples(path.with_name(SAMPLES_FILE))
     console = Console()

@@ -302,11 +302,12 @@ def recover_model(
             trainer.load_trained(folder / START)
         count = session.trained.numel()
         session.trained.finish()
+        zeros = session.check_zeros()
         return Recovered(
             settings=settings,
             linears=list(session.trained.linears),
-            zeros=session.check_zeros(),
-            trained=count,
+            zeros=zeros,
+            trained=count - zeros if settings.train == "kept" else count,
             rate=trainer.args.learning_rate,
             curve=budget.curve,
             best=budget.curve[budget.best]["loss"],

@@ -241,10 +241,9 @@ def _recovery(recovery: Recovery, origin: Origin) -> str:
         return "The dense model taught the weights that stayed."
     last = recovery.curve[-1]
     text = (
-        f"The dense model taught {recovery.trained:,} of the weights that stayed, in "
-        f"{last['tokens']:,.0f} tokens and {last['seconds'] / 60:.1f} minutes. The difference to "
-        f"its answers on held-out samples fell from {recovery.curve[0]['loss']:.4g} to "
-        f"{recovery.best:.4g} nats a token."
+        f"The dense model taught {recovery.trained:,} weights, in {last['tokens']:,.0f} tokens and "
+        f"{last['seconds'] / 60:.1f} minutes; zeros stayed. The difference to its answers on "
+        f"held-out samples {recovery.change} nats a token."
     )
     if origin.data is not None:
         count = f"{origin.samples:,} samples of " if origin.samples is not None else ""

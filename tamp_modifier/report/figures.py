@@ -35,6 +35,9 @@ DPI = 150
 INK, DARK = "#e6e8ea", "#1e2125"
 """Colours of text and ground on a dark page."""
 
+LIGHT = {"#000000": INK, "#0072B2": "#3D9BE0"}
+"""What lines of a dark colour have on a dark page."""
+
 
 def new_figure(width: float, height: float) -> Figure:
     """Return an empty figure in inches, laid out so that labels never overlap."""
@@ -247,7 +250,7 @@ def panel_figure(draw: Callable[[Axes], None]) -> Figure:
 
 
 def for_dark_pages(figure: Figure) -> Figure:
-    """Turn a figure into one that is read on a dark page; its colours of data stay."""
+    """Turn a figure into one that is read on a dark page; dark colours of data become light."""
     from matplotlib.colors import to_hex
     from matplotlib.text import Text
 
@@ -261,13 +264,9 @@ def for_dark_pages(figure: Figure) -> Figure:
         axes.tick_params(which="both", color=INK, labelcolor=INK)
         for spine in axes.spines.values():
             spine.set_edgecolor(INK)
-        for line in axes.lines:
-            if to_hex(line.get_color()) == "#000000":
-                line.set_color(INK)
-    for legend in figure.legends:
-        for line in legend.get_lines():
-            if to_hex(line.get_color()) == "#000000":
-                line.set_color(INK)
+    lines = [line for axes in figure.axes for line in axes.lines]
+    for line in [*lines, *(line for legend in figure.legends for line in legend.get_lines())]:
+        line.set_color(LIGHT.get(to_hex(line.get_color()).upper(), line.get_color()))
     return figure
 
 

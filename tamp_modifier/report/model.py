@@ -91,6 +91,14 @@ class Recovery:
     best: float
     ended: str
 
+    @property
+    def change(self) -> str:
+        """What became of the loss, as the end of a sentence that begins with it."""
+        before = self.curve[0]["loss"]
+        if self.best < before:
+            return f"fell from {before:.4g} to {self.best:.4g}"
+        return f"did not fall, and the weights are as they were; it is {before:.4g}"
+
 
 @dataclass
 class PruningReport:

@@ -41,7 +41,7 @@ PICTURES = 12
 SIDE = 420
 """Longer side of a picture on the page, in pixels."""
 
-LEAST_SCALE, MOST_SCALE = 0.6, 1.2
+LEAST_SCALE, MOST_SCALE = 0.55, 1.2
 """How small a figure gets on a narrow page, before it scrolls, and how large on a wide one."""
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -147,8 +147,7 @@ def page(
             _section(
                 "Recovery",
                 f"The dense model taught {_short(recovery.trained)} weights; the zeros stayed. "
-                f"The held-out loss fell from {recovery.curve[0]['loss']:.4f} to "
-                f"{recovery.best:.4f} nats.",
+                f"The held-out loss {recovery.change} nats.",
                 _image(recovery_figure(recovery), "held-out loss over the training")
                 + _pairs({**recovery.settings, "learning rate": recovery.learning_rate}),
             )
@@ -162,18 +161,7 @@ def page(
             )
         )
     if report.token_types and any(linear.selected for linear in report.linears.values()):
-        parts.append(
-            _section(
-                "Selected tokens",
-                "Only these tokens decide which weights of a Linear go.",
-                _panels(
-                    (
-                        (partial(draw_selected_number, report=report), "selected tokens by depth"),
-                        (partial(draw_selected_share, report=report), "modalities by depth"),
-                    )
-                ),
-            )
-        )
+        parts.append(_selection(report))
     shown = [] if media is None else list(_pictures(report, samples, pictures, media))
     if shown:
         parts.append(
@@ -196,6 +184,23 @@ def page(
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<style>{STYLE}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
+    )
+
+
+def _selection(report: PruningReport) -> str:
+    """Return the section on selected tokens; one sentence where all are."""
+    every = [len(types) for types in report.token_types]
+    if all([len(s) for s in linear.selected] == every for linear in report.linears.values()):
+        return _section("Selected tokens", "Every token counts in every Linear.", "")
+    return _section(
+        "Selected tokens",
+        "Only these tokens decide which weights of a Linear go.",
+        _panels(
+            (
+                (partial(draw_selected_number, report=report), "selected tokens by depth"),
+                (partial(draw_selected_share, report=report), "modalities by depth"),
+            )
+        ),
     )
 
 
@@ -329,10 +334,13 @@ def _figure(
 ) -> str:
     rows, columns = media["grid"]
     tall, wide = height / rows, width / columns
+    own = range(media["first"], media["first"] + rows * columns)
+    # Squares all over would hide the picture and tell nothing.
+    every = all(counts[token] == choices for token in own)
     squares, edges = [], []
     for token, count in sorted(counts.items()):
         cell = token - media["first"]
-        if 0 <= cell < rows * columns:
+        if 0 <= cell < rows * columns and not every:
             y, x = divmod(cell, columns)
             share = count / choices
             edges.append(f"M{x * wide:.1f} {y * tall:.1f}h{wide:.1f}v{tall:.1f}h-{wide:.1f}z")
@@ -341,11 +349,12 @@ def _figure(
                 f'height="{tall:.1f}" fill-opacity="{0.15 + 0.65 * share:.2f}">'
                 f"<title>{count} of {choices} Linears</title></rect>"
             )
+    told = f"all {rows * columns}" if every else f"{len(squares)} of {rows * columns}"
     return (
         f'<figure><svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(name)}">'
         f'<image width="{width}" height="{height}" href="data:image/jpeg;base64,{data}"/>'
         f"{''.join(squares)}{_edges(''.join(edges), min(wide, tall))}</svg>"
-        f"<figcaption>{escape(name)}: {len(squares)} of {rows * columns} tokens"
+        f"<figcaption>{escape(name)}: {told} tokens"
         "</figcaption></figure>"
     )
 

@@ -104,6 +104,9 @@ def test_the_student_gets_closer_and_nothing_else_moves(
     assert moved <= norms | linears and moved & norms
     assert bool(moved & linears) == (more.get("train") != "norms")
     assert done.zeros == sum(int((before[name] == 0).sum()) for name in linears)
+    if more.get("train", "kept") == "kept":
+        kept = sum(int((before[name] != 0).sum()) for name in linears)
+        assert done.trained == kept + sum(before[name].numel() for name in norms)
 
 
 def test_a_killed_run_goes_on(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,9 +87,13 @@ def test_a_recovery_has_its_settings_and_what_it_gained(folder: Path) -> None:
     report = replace(make_report(), recovery=recovery)
     origin = Origin("owner/dense", Path("/data/training.jsonl"), 40)
     card = write_card(folder, report, origin).read_text()
-    assert "in 12,345 tokens and 1.5 minutes" in card and "from 0.8 to 0.2 nats" in card
+    assert "taught 1,000 weights, in 12,345 tokens and 1.5 minutes" in card
+    assert "held-out samples fell from 0.8 to 0.2 nats a token." in card
     assert "Data: 40 samples of `training.jsonl`." in card
     assert "| scheme | `W4A16` |" in card and "minutes |" not in card
+    report = replace(report, recovery=replace(recovery, curve=curve[:1], best=0.8))
+    card = write_card(folder, report, origin).read_text()
+    assert "did not fall, and the weights are as they were; it is 0.8 nats a token." in card
     assert "distilled" in front_matter(card)["tags"]
 
 

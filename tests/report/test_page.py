@@ -146,6 +146,19 @@ def test_selected_tokens_are_drawn_where_they_are(tmp_path: Path) -> None:
     assert "2 of 20 tokens" in text and "<title>12 of 12 Linears</title>" in text
 
 
+def test_tokens_that_all_count_hide_no_picture(tmp_path: Path) -> None:
+    report = make_report()
+    for linear in report.linears.values():
+        linear.selected = [list(range(len(types))) for types in report.token_types]
+    text = page(report, samples_of(picture(tmp_path / "a.png", (100, 80))), media=tmp_path)
+    assert "all 20 tokens" in text and "<image" in text and 'class="token"' not in text
+    assert "Every token counts in every Linear." in text and "tokens by depth" not in text
+    next(iter(report.linears.values())).selected[0].remove(4)
+    text = page(report, samples_of(picture(tmp_path / "a.png", (100, 80))), media=tmp_path)
+    assert "20 of 20 tokens" in text and "<title>11 of 12 Linears</title>" in text
+    assert "tokens by depth" in text
+
+
 def test_pictures_that_cannot_be_shown_are_left_out(tmp_path: Path) -> None:
     report = make_report()
     absent = samples_of(tmp_path / "absent.png")
@@ -201,6 +214,9 @@ def test_the_command_finds_report_and_samples_in_a_folder(
     assert cli.main([*command, "--media", str(tmp_path)]) == 0
     assert "--media" not in capsys.readouterr().out
     assert "<figure>" in (tmp_path / "page.html").read_text()
+    (tmp_path / "empty").mkdir()
+    assert cli.main(["report", str(tmp_path / "empty")]) == 1
+    assert "there is no tamp_report.json in it" in capsys.readouterr().err
     for wrong in (["--media", str(tmp_path / "absent")], ["--media", __file__]):
         assert cli.main([*command, *wrong]) == 1
         assert "--media must name a folder" in capsys.readouterr().err
