@@ -94,7 +94,7 @@ ask: $(SERVE_STAMP) ## ask the served model about a picture (after `make serve`)
 # would fetch from another host. The message that is turned off is about another program.
 .PHONY: docs
 docs: export NO_MKDOCS_2_WARNING := 1
-docs: $(STAMP) ## build the site in output/site, without network (open output/site/index.html)
+docs: $(STAMP) ## build the site in output/site, without network (its search needs a server)
 	@$(BIN)/python -m mkdocs build --strict --quiet
 
 # ---- tests ---------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["tiny", "box"])
+@pytest.mark.parametrize("model", ["tiny", "demo"])
 def test_llava_next_prunes_answers_and_saves(tmp_path: Path, model: str) -> None:
     script = str(ROOT / "examples" / "llava" / "llava_next.py")
     done = subprocess.run(

@@ -1,7 +1,7 @@
 """Prune LLaVA-NeXT 8B to 50 % with the preset, ask it something, save it.
 
 python examples/llava/llava_next.py                # from the hub; wants a GPU
-python examples/llava/llava_next.py --model box    # the demo model; any machine, a minute
+python examples/llava/llava_next.py --model demo   # the demo model; any machine, a minute
 python examples/llava/llava_next.py --model tiny   # a random LLaVA-NeXT, to see that all runs
 """
 
@@ -25,7 +25,7 @@ from tamp_modifier.demo.tiny import tiny_model
 
 MODEL_ID = "llava-hf/llama3-llava-next-8b-hf"
 DATASET_ID = "lmms-lab/flickr30k"
-SAMPLES = {"hub": 128, "box": 32, "tiny": 4}
+SAMPLES = {"hub": 128, "demo": 32, "tiny": 4}
 SPARSITY = 0.5
 SEED = 0
 
