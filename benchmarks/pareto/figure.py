@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SPEEDS = {"decode": (1, "decode, batch 1"), "prefill": (16, "prefill, 16 x 64 tokens")}
 """What is drawn of a speed: attribute -> batch size, label."""
-NEAR = (0.4, 0.018)
+NEAR = (0.5, 0.035)
 """Of points that are so near in the logarithms of bits (base 2) and NLL the best has a label."""
 
 
@@ -39,6 +39,7 @@ def _figure(rows: Sequence[Row]) -> Figure:
         name: {
             "color": COLOURS[i % len(COLOURS)],
             "marker": MARKERS[(i + i // len(COLOURS)) % len(MARKERS)],
+            "fillstyle": "full" if i < len(COLOURS) else "none",
         }
         for i, name in enumerate(names)
     }
@@ -105,9 +106,9 @@ def _draw_speed(
         value = getattr(found, kind)[batch]
         axis.plot(row.bits, value, linestyle="none", label=row.stored.name, **look[row.stored.name])
         axis.annotate(_label(row), (row.bits, value), (4, 4), textcoords="offset points", size=7)
-    axis.set_ylim(bottom=0)
     axis.set_ylabel(f"{label}, tokens/s")
     _finish(axis, MODELS[model].title)
+    axis.set_ylim(bottom=0)
 
 
 def _labelled(
@@ -134,4 +135,5 @@ def _label(row: Row) -> str:
 def _finish(axis: Any, title: str) -> None:
     axis.set_xlabel("bits a weight of the Linears, with scales")
     axis.set_title(title, fontsize=10)
+    axis.margins(x=0.12, y=0.08)  # room for the labels
     axis.grid(alpha=0.3)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BARS = (DENSE, "wanda", "sparsegpt", "tamp", OURS)
-OVERVIEW = (OURS, BEFORE, "sparsegpt", "tamp", "wanda")
+OVERVIEW = (OURS, "sparsegpt", "tamp", "wanda")
 MAIN = (OURS, "wanda", "sparsegpt", "tamp", "magnitude", BEFORE)
 """What most readers ask for, each in a colour of its own; all methods are in a second figure."""
 DODGE = 0.5
@@ -134,7 +134,7 @@ def retention_figure(found: Sequence[Block], only: Sequence[str] = ()) -> Figure
 
 
 def overview_figure(found: Sequence[Block]) -> Figure | None:
-    """Retained accuracy of one model at each sparsity: the presets and three that are well known.
+    """Retained accuracy of one model at each sparsity: the preset and three that are well known.
 
     None where the preset was not run without a pattern. Bars are the 95 % intervals.
     """
@@ -149,8 +149,8 @@ def overview_figure(found: Sequence[Block]) -> Figure | None:
         points = [(x + shift, r) for x, b in enumerate(mine) for r in b.rows if r.method == method]
         style = {
             "label": title_of(method),
-            "color": "black" if method == OURS else COLOURS[index % len(COLOURS)],
-            "marker": MARKERS[index % len(MARKERS)],
+            "color": "black" if method == OURS else COLOURS[MAIN.index(method)],
+            "marker": MARKERS[MAIN.index(method)],
             "linewidth": 2.2 if method == OURS else 1.2,
             "elinewidth": 1.0,
         }

@@ -166,7 +166,7 @@ def write_config(folder: Path, config: dict[str, Any], sparsity: float) -> None:
 
 
 MODELS = {
-    "350m": (write_random, "random Llama, 348 M parameters, tied embeddings"),
+    "350m": (write_random, "random Llama, 347 M parameters, tied embeddings"),
     "box": (
         write_box,
         "demo model, language model of 5 M parameters (fits the cache: no limit by memory)",
