@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tamp_modifier.commands.arguments import positive
-from tamp_modifier.demo.methods import MINUTES
+from tamp_modifier.demo.methods import ITEMS, MINUTES
 
 
 def add_parser(subparsers: Any) -> None:
@@ -28,7 +28,7 @@ def add_parser(subparsers: Any) -> None:
         "--samples", type=positive, default=32, help="calibration samples (default: %(default)s)"
     )
     parser.add_argument(
-        "--items", type=positive, default=30, help="questions per task (default: %(default)s)"
+        "--items", type=positive, default=ITEMS, help="questions per task (default: %(default)s)"
     )
     parser.add_argument(
         "--minutes", type=float, default=MINUTES, help="of the recovery (default: %(default)g)"

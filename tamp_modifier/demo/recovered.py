@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tamp_modifier.demo.evaluation import Sample, encode, load_model
+from tamp_modifier.demo.methods import MINUTES
 from tamp_modifier.demo.questions import (
     PICTURE_TASKS,
     TEXT_TASKS,
@@ -53,7 +54,7 @@ def training_samples(processor: Any, count: int = SAMPLES, seed: int = 0) -> lis
 def recover(
     model: Any,
     processor: Any,
-    minutes: float = 1.0,
+    minutes: float = MINUTES,
     count: int = SAMPLES,
     seed: int = 0,
     step: Callable[[str, int, int], None] = lambda *_: None,

@@ -128,7 +128,7 @@ def retention_figure(runs: list[Run], path: Path) -> Path:
     from tamp_modifier.report.figures import COLOURS, MARKERS, new_figure, save_figure
 
     settings = list(dict.fromkeys(run.label for run in runs[1:]))
-    figure = new_figure(10, 6.4)
+    figure = new_figure(12, 6.4)
     grid = figure.subplots(2, 2, sharex=True, sharey="row")
     for column, kind in enumerate(("picture", "text")):
         for index, method in enumerate(METHODS):
@@ -172,7 +172,8 @@ def _shift(run: Run, runs: list[Run]) -> float:
 def _finish(axes: Axes, settings: list[str], dense: float, title: str) -> None:
     axes.axhline(dense, color="grey", linestyle="--", linewidth=1, label="dense")
     axes.set_title(title, fontsize=10)
-    axes.set_xticks(range(len(settings)), [label.replace(" + ", "\n+ ") for label in settings])
+    labels = [label.replace(" + ", "\n+ ") for label in settings]
+    axes.set_xticks(range(len(settings)), labels, fontsize=9)
     axes.set_xlim(-0.5, len(settings) - 0.5)
     for place in range(1, len(settings)):
         axes.axvline(place - 0.5, color="lightgrey", linewidth=0.8)

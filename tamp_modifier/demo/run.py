@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tamp_modifier.demo.methods import MINUTES, RECOVERY, SCHEME, SEED, Step, prune, steps
+from tamp_modifier.demo.methods import ITEMS, MINUTES, RECOVERY, SCHEME, SEED, Step, prune, steps
 from tamp_modifier.demo.results import Run
 from tamp_modifier.files import new_folder, write_json
 from tamp_modifier.quiet import quiet
@@ -164,7 +164,7 @@ class Comparison:
 def run_demo(
     output: Path,
     samples: int = 32,
-    items: int = 30,
+    items: int = ITEMS,
     folder: Path | None = None,
     minutes: float = MINUTES,
 ) -> list[Run]:
