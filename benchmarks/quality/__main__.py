@@ -39,6 +39,11 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--methods", nargs="+", metavar="NAME", help=f"of {', '.join(METHODS)}")
     parser.add_argument("--settings", nargs="+", metavar="S", help='such as 50 or "2:4"')
     parser.add_argument("--seeds", nargs="+", type=int, help="calibration seeds; 0 1 2 by default")
+    parser.add_argument(
+        "--samples",
+        type=int,
+        help="calibration samples; each number has an --output of its own (default: the model's)",
+    )
     parser.add_argument("--quick", action="store_true", help="one seed, two sparsities")
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--prepare", action="store_true", help="fetch models and texts, then stop")
@@ -87,7 +92,7 @@ def _main(args: argparse.Namespace) -> None:
 
 def _refuse_ignored(args: argparse.Namespace) -> None:
     """Refuse options that what is asked for would not look at."""
-    cells = ("methods", "settings", "seeds", "quick")
+    cells = ("methods", "settings", "seeds", "samples", "quick")
     ignored = {
         "explain": (*cells, "output", "pack", "figures"),
         "prepare": (*cells, "output", "pack", "figures"),
@@ -115,6 +120,11 @@ def _measure(args: argparse.Namespace, output: Path) -> None:
 
     names = args.models or (["box"] if args.quick else None)
     models = [MODELS[name](args.data) for name in _known("model", names, MODELS)]
+    if args.samples is not None:
+        if args.samples < 1:
+            raise ValueError(f"--samples must be at least 1, got {args.samples}")
+        for model in models:
+            model.samples = args.samples
     methods = _known("method", args.methods or (list(QUICK) if args.quick else None), METHODS)
     settings = list(dict.fromkeys(args.settings or []))
     # One seed more or less is no other benchmark, so quick cells count in the full run too.

@@ -35,7 +35,7 @@ class QualityModel(ABC):
     title: ClassVar[str]
     settings: ClassVar[tuple[str, ...]]
     quick: ClassVar[tuple[str, ...]]
-    samples: ClassVar[int]
+    samples: int
     only_seeds: ClassVar[tuple[int, ...]] = ()
     layer: ClassVar[str] = "LlamaDecoderLayer"
 

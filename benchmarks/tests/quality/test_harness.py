@@ -20,7 +20,7 @@ from benchmarks.quality.cells import (
     path_of,
     save,
 )
-from benchmarks.quality.models import BoxModel
+from benchmarks.quality.models import MODELS, BoxModel
 from benchmarks.quality.runner import plan, run
 from benchmarks.quality.statistics import Comparison, Interval
 from benchmarks.quality.table import Block, blocks, markdown, summary
@@ -64,6 +64,19 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
     with pytest.raises(ResultError, match="other numbers of calibration samples"):
         run(plan([OtherBox(tmp_path)], ["best"], ["2:4"], [0]), tmp_path, said.append)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.json")} == before
+
+
+@pytest.mark.slow
+def test_another_number_of_samples_goes_into_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(MODELS, "box", SmallBox)
+    rest = ["--models", "box", "--methods", "wanda", "--settings", "50", "--seeds", "0"]
+    for count in ("2", "1"):
+        assert main([*rest, "--samples", count, "--output", str(tmp_path / count)]) == 0
+        assert {cell.samples for cell in load_folder(tmp_path / count)} == {int(count)}
+    assert main([*rest, "--output", str(tmp_path / "1")]) == 2
+    assert "other numbers of calibration samples" in capsys.readouterr().err
 
 
 def test_a_cell_is_never_overwritten(tmp_path: Path) -> None:
@@ -265,6 +278,8 @@ def test_packed_results_print_the_same_tables(
         (["--settings", "2:4", "--methods", "owl"], "owl would be their scores alone"),
         (["--seeds", "0", "-1"], "seeds must be >= 0, got -1"),
         (["--models", "smollm2"], "--prepare"),
+        (["--models", "box", "--samples", "0"], "--samples must be at least 1, got 0"),
+        (["--table", "results", "--samples", "8"], "--table does not go with --samples"),
         (["--table", "nothing", "--methods", "tamp"], "--table does not go with --methods"),
         (["--table", "results", "--output", "o"], "--table does not go with --output"),
         (
