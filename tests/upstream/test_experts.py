@@ -197,7 +197,8 @@ def test_a_second_save_is_the_same_and_the_model_stays_as_it_is(
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     assert list(one) == list(two) and all(torch.equal(one[name], two[name]) for name in one)
     assert expert_containers(model) == containers
-    assert torch.equal(logits(model, data), before)
+    # Not to the last bit: how a product is split over threads depends on how busy the machine is.
+    torch.testing.assert_close(logits(model, data), before, atol=1e-5, rtol=0)
 
 
 def test_the_experts_are_back_after_an_error(tmp_path: Path) -> None:
