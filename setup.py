@@ -25,12 +25,14 @@ def index_page(readme: str) -> str:
     """
 
     def plain(link: re.Match[str]) -> str:
-        text, path = link[1], link[2].partition("#")[0]
-        return text if path.startswith(text.rstrip("/")) else f"{text} ({path})"
+        before, text, path = link[1], link[2], link[3].partition("#")[0]
+        if path.startswith(text.rstrip("/")):
+            return f"{before}{text}"
+        return f"({text}, {path}" if before else f"{text} ({path})"
 
     shown = r"!\[[^]]*\]\((?!https://)[^)]*\)\n+|```mermaid\n.*?\n```\n+"
     readme = re.sub(rf"^(?:{shown})", "", readme, flags=re.MULTILINE | re.DOTALL)
-    return re.sub(r"\[([^]]+)\]\((?!https://)([^)]+)\)", plain, readme)
+    return re.sub(r"(\(?)\[([^]]+)\]\((?!https://)([^)]+)\)", plain, readme)
 
 
 class Library(build_ext):

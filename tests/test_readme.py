@@ -113,7 +113,11 @@ def test_the_page_of_a_package_index_has_no_link_that_breaks() -> None:
     page = index_page(readme)
     targets = re.findall(r"\]\(([^)]+)\)", page)
     assert targets and all(target.startswith("https://") for target in targets), targets
-    assert "docs/choosing.md has every" in page and "whole table (docs/quality.md)" in page
+    assert (
+        "(quality, docs/quality.md)." in page
+        and "choosing (docs/choosing.md) with" in page
+        and "whole table (docs/quality.md)" in page
+    )
     assert "![" not in page and "\n\n\n" not in page
     assert index_page("[a](https://b)\n![c](https://d)\n") == "[a](https://b)\n![c](https://d)\n"
     assert BLOCK.findall(page) == [
