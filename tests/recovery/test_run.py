@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer
 from tamp_modifier.data import DataError, Encoded
 from tamp_modifier.demo.processing import build_tokenizer
 from tamp_modifier.recovery import budget
-from tamp_modifier.recovery.probe import usual_rate
+from tamp_modifier.recovery.probe import probe, usual_rate
 from tamp_modifier.recovery.run import PROBE_FILE, Pair, measure_costs, recover_model
 from tamp_modifier.recovery.settings import RecoverySettings
 from tamp_modifier.recovery.trainer import Recovery
@@ -188,7 +188,7 @@ def test_an_output_head_with_zeros_is_not_trained(pair: Pair, tmp_path: Path) ->
 def test_a_short_run_takes_the_usual_rate_and_a_longer_one_probes(
     pair: Pair, tmp_path: Path
 ) -> None:
-    assert usual_rate(128) == usual_rate(576) == 1e-4 and usual_rate(4096) == 1.4e-5
+    assert usual_rate(128) == usual_rate(576) == 3e-4 and usual_rate(4096) == 4.2e-5
     short = RecoverySettings(**{**QUICK, "learning_rate": None, "samples": 8})
     again = copy.deepcopy(pair.student)
     assert recover_model(pair, short, tmp_path / "short").rate == usual_rate(128)
@@ -197,8 +197,28 @@ def test_a_short_run_takes_the_usual_rate_and_a_longer_one_probes(
     long = RecoverySettings(**{**QUICK, "learning_rate": None, "samples": 480})
     done = recover_model(pair, long, tmp_path / "long")
     found = json.loads((tmp_path / "long" / PROBE_FILE).read_text())
-    assert done.rate == found["rate"] and len(found["losses"]) >= 2
-    assert found["losses"][f"{done.rate:g}"] == min(found["losses"].values())
+    assert done.rate == found["rate"] == usual_rate(128) and len(found["losses"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("factors", "tried"), [((1e6, 1.0, 1 / 3), 2), ((1e7, 1e6), 2), ((1.0, 1 / 3), 1)]
+)
+def test_the_probe_takes_the_highest_rate_that_does_no_harm(
+    factors: tuple[float, ...], tried: int
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(8, 8)
+    weight = model.weight.detach().clone()
+    batches = [{"x": torch.randn(16, 8)} for _ in range(4)]
+
+    def loss_of(batch: Any) -> torch.Tensor:
+        return (model(batch["x"]) - batch["x"]).square().mean()
+
+    rates = [1e-3 * factor for factor in factors]
+    found = probe(model, loss_of, batches, batches[:2], rates)
+    assert len(found.losses) == tried and torch.equal(model.weight, weight)
+    good = [rate for rate, loss in found.losses.items() if loss < found.before]
+    assert found.rate == (good[0] if good else min(found.losses, key=found.losses.__getitem__))
 
 
 def test_time_goes_by_the_clock_that_is_given(pair: Pair, tmp_path: Path) -> None:
