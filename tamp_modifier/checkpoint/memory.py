@@ -68,8 +68,38 @@ def _largest(sizes: Mapping[str, int]) -> tuple[str, int]:
     return max(sizes.items(), key=lambda item: item[1], default=("", 0))
 
 
+CGROUPS = (
+    ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    (
+        "/sys/fs/cgroup/memory",
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "total_inactive_file",
+    ),
+)
+"""Where a container sees its limit, what it uses, and what of that is cache: version 2 and 1."""
+
+
+def _free_of_container() -> int | None:
+    """Bytes that the container may still take; None where there is no limit."""
+    for place, limit, used, cache in CGROUPS:
+        try:
+            most, taken = (
+                (Path(place) / name).read_text(encoding="ascii") for name in (limit, used)
+            )
+            lines = (Path(place) / "memory.stat").read_text(encoding="ascii").splitlines()
+            cached = int(dict(line.split() for line in lines)[cache])
+            return max(0, int(most) - int(taken) + cached)
+        except (OSError, ValueError, KeyError):  # "max" is no number: no limit
+            continue
+    return None
+
+
 def free_memory() -> int | None:
-    """Bytes that this process can still take; None where the system does not tell."""
+    """Bytes that this process can still take; None where the system does not tell.
+
+    The least of what the machine has free and what a container and the limit of the process leave.
+    """
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         fields = dict(line.split(":") for line in lines)
@@ -77,6 +107,9 @@ def free_memory() -> int | None:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     except (OSError, ValueError, KeyError):
         return None
+    container = _free_of_container()
+    if container is not None:
+        found.append(container)
     import resource  # not on every system, but on those with /proc
 
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)

@@ -70,7 +70,11 @@ def _add_training(group: Any) -> None:
     group.add_argument(
         "--group-size", type=positive, help="columns that share a scale in W4A16 (default: 128)"
     )
-    group.add_argument("--learning-rate", type=float, help="default: found by a short probe")
+    group.add_argument(
+        "--learning-rate",
+        type=float,
+        help="default: 3e-4, less for wide models or where a short probe says so",
+    )
     group.add_argument("--batch-size", type=positive, help="samples at once (default: 4)")
     group.add_argument(
         "--accumulation", type=positive, help="forward passes of a step (default: 2)"

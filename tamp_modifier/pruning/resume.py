@@ -68,6 +68,12 @@ def forget(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
+def forget_useless(folder: Path) -> None:
+    """Remove the folder of a run that was stopped before there was anything to go on from."""
+    if (folder / RUN).is_file() and not has_progress(folder):
+        forget(folder)
+
+
 def has_progress(folder: Path) -> bool:
     """Whether a folder holds anything that a run could go on from."""
     return (folder / DENSE_PASS).exists() or any(folder.glob("*.safetensors"))
@@ -324,6 +330,7 @@ def fingerprint(
         versions: versions of the packages that compute.
     """
     return {
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "model": _digest_model(model),
         "data": _digest_batches(batches),
         "settings": dict(settings),
@@ -363,6 +370,9 @@ def _add(digest: Any, flat: torch.Tensor) -> None:
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return what differs between two runs, in words."""
+    old_type, new_type = before.get("dtype", now["dtype"]), now["dtype"]
+    if old_type != new_type:  # how much memory is free may decide it
+        return [f"it computed in {old_type}, this run in {new_type}; --dtype sets it"]
     found = [
         f"its {what} had other values"
         for key, what in (("model", "model"), ("data", "calibration data"))

@@ -226,7 +226,10 @@ class Session:
         def loss_of(batch: Mapping[str, Any]) -> Tensor:
             inputs = trainer._prepare_inputs(dict(batch))
             with trainer.compute_loss_context_manager():
-                return trainer.compute_loss(model, inputs)
+                try:
+                    return trainer.compute_loss(model, inputs)
+                except Diverged:
+                    return torch.tensor(math.nan)
 
         found = probe(
             model,

@@ -28,7 +28,8 @@ class RecoverySettings:
         samples: samples that it reads; more than there are means several passes.
         train: one of TRAINED.
         rank: of the low-rank update, for ``lora``.
-        learning_rate: highest rate of the schedule; None has a short probe choose it.
+        learning_rate: highest rate of the schedule; None takes the usual one, or a
+            lower one where a short probe says so.
         batch_size: samples of one forward pass.
         accumulation: forward passes of one step.
         temperature: of both distributions, as in Hinton et al. (arXiv 1503.02531).

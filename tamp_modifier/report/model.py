@@ -97,7 +97,7 @@ class Recovery:
         before = self.curve[0]["loss"]
         if self.best < before:
             return f"fell from {before:.4g} to {self.best:.4g}"
-        return f"did not fall, and the weights are as they were; it is {before:.4g}"
+        return f"did not fall, so the weights from before were kept; it is {before:.4g}"
 
 
 @dataclass

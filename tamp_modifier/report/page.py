@@ -168,7 +168,7 @@ def page(
             _section(
                 "Selected tokens on the pictures",
                 "Each square is a token of the picture that was selected; the stronger its colour, "
-                "the more Linears selected it.",
+                "the more Linears selected it. Without squares every token was.",
                 f'<div class="pictures">{"".join(shown)}</div>',
             )
         )

@@ -169,7 +169,7 @@ def score_tasks(
         tasks: of `load_tasks`; the same may be given to several models.
         limit: the first questions of each task, so many; None for all.
         batch_size: questions at once.
-        dtype: type of the weights, "auto" for that of the file.
+        dtype: type of the weights, "auto" as in `models.load_to_run`.
 
     Returns:
         Scores by task, and by group where the harness sums one up.

@@ -20,7 +20,7 @@ from tamp_modifier.upstream.experts import make_linear
 from tamp_modifier.workflows.estimate import Machine, estimate
 from tamp_modifier.workflows.models import empty_model
 from tamp_modifier.workflows.precision import calibration_device, emulates
-from tamp_modifier.workflows.recipes import ours
+from tamp_modifier.workflows.recipes import only_prunes, ours
 from tamp_modifier.workflows.samples import Prepared
 from tamp_modifier.workflows.shapes import measure
 
@@ -61,7 +61,7 @@ def plan(prepared: Prepared, recipe: list[Any], dtype: str = "auto") -> dict[str
     lengths = [len(sample) for sample in prepared.encoded]
     stored = getattr(prepared.config, "dtype", None) or torch.float32
     real = stored if dtype == "auto" else getattr(torch, dtype)
-    if dtype == "auto" and len(recipe) == 1 and emulates(real, calibration_device()):
+    if dtype == "auto" and only_prunes(recipe) and emulates(real, calibration_device()):
         real = torch.float32  # as the run does where memory allows
     machine = this_machine(real)
     found = estimate(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,17 +15,31 @@ from tamp_modifier.checkpoint.memory import free_memory
 from tamp_modifier.scores.refit import has_bfloat16
 
 CPU = torch.device("cpu")
+X86 = ("x86_64", "AMD64")
 SPARE = 1.25
 """Memory that must be free, as a multiple of what fp32 takes more; activations need some, too."""
+
+
+@dataclass(frozen=True)
+class Types:
+    """The types of a model.
+
+    Attributes:
+        model: that of the model as a whole, and of parameters without one of their own.
+        tensors: of parameters and buffers by name.
+    """
+
+    model: torch.dtype
+    tensors: dict[str, torch.dtype]
 
 
 def emulates(dtype: torch.dtype, device: torch.device = CPU) -> bool:
     """Whether products of this type are slower on the device than those of fp32.
 
-    On a CPU without instructions for bfloat16 they take ten times as long (measured on AVX2), and
-    most that have them for bfloat16 have none for float16.
+    On an x86 CPU without instructions for bfloat16 they take ten times as long (measured on AVX2),
+    and most that have them for bfloat16 have none for float16.
     """
-    if device.type != "cpu":
+    if device.type != "cpu" or platform.machine() not in X86:
         return False
     return dtype == torch.float16 or dtype == torch.bfloat16 and not has_bfloat16(device)
 
@@ -34,9 +51,9 @@ def calibration_device() -> torch.device:
     return get_main_device()
 
 
-def types_of(model: nn.Module) -> dict[str, torch.dtype]:
-    """Return the types of all parameters and buffers by name."""
-    return {name: value.dtype for name, value in _named(model).items()}
+def types_of(model: Any) -> Types:
+    """Return the types of a model of transformers."""
+    return Types(model.dtype, {name: value.dtype for name, value in _named(model)})
 
 
 def compute_faster(model: Any, device: torch.device = CPU) -> bool:
@@ -60,22 +77,36 @@ def compute_faster(model: Any, device: torch.device = CPU) -> bool:
         )
         return False
     model.float()
+    _say_type(model.config, torch.float32)
     return True
 
 
 @torch.no_grad()
-def restore_types(model: nn.Module, types: dict[str, torch.dtype]) -> None:
+def restore_types(model: Any, types: Types) -> None:
     """Round parameters and buffers to the types that they had; zeros stay zero.
 
     Args:
-        model: converted in place; what is not in `types` keeps its type.
+        model: converted in place. Parameters that it did not have, such as those of experts that
+            have Linears of their own now, get the type of the model; buffers keep theirs.
         types: of `types_of`.
     """
-    for name, value in _named(model).items():
-        wanted = types.get(name, value.dtype)
+    parameters = dict(model.named_parameters())
+    for name, value in _named(model):
+        usual = types.model if name in parameters else value.dtype
+        wanted = types.tensors.get(name, usual)
         if value.dtype != wanted:
             value.data = value.data.to(wanted)
+    _say_type(model.config, types.model)
 
 
-def _named(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+def _named(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _say_type(config: Any, dtype: torch.dtype) -> None:
+    """Write the type into the configs that name one; llm-compressor makes experts by it."""
+    parts = (getattr(config, name, None) for name in getattr(config, "sub_configs", {}))
+    for part in (config, *parts):
+        if getattr(part, "dtype", None) is not None:
+            part.dtype = dtype

@@ -17,7 +17,7 @@ from tamp_modifier.data import Answering
 from tamp_modifier.files import check_output, check_unfinished, new_folder, only_writer, write_json
 from tamp_modifier.modifier import TAMPModifier
 from tamp_modifier.progress import listening
-from tamp_modifier.pruning.resume import forget, has_progress
+from tamp_modifier.pruning.resume import forget, forget_useless, has_progress
 from tamp_modifier.report.card import write_card
 from tamp_modifier.report.model import REPORT_FILE, SAMPLES_FILE, PruningReport
 from tamp_modifier.workflows.precision import (
@@ -26,7 +26,7 @@ from tamp_modifier.workflows.precision import (
     restore_types,
     types_of,
 )
-from tamp_modifier.workflows.recipes import make_recipe, ours
+from tamp_modifier.workflows.recipes import make_recipe, only_prunes, ours
 from tamp_modifier.workflows.samples import (
     Prepared,
     Sampling,
@@ -125,8 +125,9 @@ def prune(
         answers: has the dense model answer the questions itself first, as `data.Answering` says;
             None takes the answers of the data.
         dtype: type that a model is loaded with, "auto" for that of its file. With "auto", a recipe
-            that only prunes computes in fp32 where the processor emulates that type and memory
-            allows; the pruned model has the type of the file again.
+            of TAMPModifier alone computes in fp32 where the processor emulates that type and memory
+            allows, and the pruned model has the type of the file again. A model that is given
+            loaded computes in its own.
         pipeline: "sequential", "basic", or "auto": sequential, and basic where the model cannot be
             traced.
         restart: forget what a killed run has finished.
@@ -169,7 +170,11 @@ def prune(
             if restart:
                 forget(_partial(out))
             _keep_in(_partial(out), ours(modifiers))
-            return _prune(prepared, modifiers, out, dtype, pipeline, step, command)
+            try:
+                return _prune(prepared, modifiers, out, dtype, pipeline, step, command)
+            except KeyboardInterrupt:
+                forget_useless(_partial(out))
+                raise
     except KeyboardInterrupt as interrupt:
         raise interrupt if interrupt.args else KeyboardInterrupt(_kept(out)) from None
 
@@ -180,11 +185,8 @@ def _partial(out: Path) -> Path:
 
 
 def _kept(out: Path | None) -> str:
-    """Return what an interrupted run leaves, and how to go on; what is of no use goes."""
-    if out is None or not _partial(out).exists():
-        return "nothing was written"
-    if not has_progress(_partial(out)):
-        forget(_partial(out))
+    """Return what an interrupted run leaves, and how to go on."""
+    if out is None or not has_progress(_partial(out)):
         return "nothing was written"
     finished = any(_partial(out).glob("*.safetensors"))
     return (
@@ -229,17 +231,17 @@ def _prune(
     if out is not None:
         check_output(out, sum(p.numel() * p.element_size() for p in model.parameters()))
     modifier = ours(recipe)
-    types: dict[str, torch.dtype] = {}
-    if dtype == "auto" and prepared.loaded is None and len(recipe) == 1:
-        stored = types_of(model)
-        types = stored if compute_faster(model, calibration_device()) else {}
+    stored, converted = types_of(model), False
+    if dtype == "auto" and prepared.loaded is None and only_prunes(recipe):
+        converted = compute_faster(model, calibration_device())
     lap("load")
     given = modifier.keep_indices
     if out is not None and given is None:
         modifier.keep_indices = True  # as where the run itself writes the report
     with listening(step):
         _run(model, prepared, recipe, pipeline)
-    restore_types(model, types)
+    if converted:
+        restore_types(model, stored)
     lap("prune")
     report = modifier.report
     assert report is not None

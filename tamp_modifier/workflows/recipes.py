@@ -42,6 +42,11 @@ def ours(recipe: Sequence[Any]) -> TAMPModifier:
     return next(modifier for modifier in recipe if isinstance(modifier, TAMPModifier))
 
 
+def only_prunes(recipe: Sequence[Any]) -> bool:
+    """Whether nothing but a TAMPModifier is in a recipe; scales of others belong to a type."""
+    return len(recipe) == 1
+
+
 def _read_recipe(path: Path) -> list[Any]:
     from llmcompressor.recipe import Recipe
     from pydantic import ValidationError

@@ -123,7 +123,7 @@ def prepare(
         step: called after every sample with the phase ("answers", "samples"), how many are done,
             and of how many.
         answer: False leaves out the model's own answers, for a plan.
-        dtype: type of the weights that answer, "auto" for that of the file.
+        dtype: type of the weights that answer, "auto" as in `models.load_to_run`.
         processor: processor or tokenizer; by default that in the model's folder.
 
     Raises:

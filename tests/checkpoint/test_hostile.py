@@ -248,6 +248,21 @@ def test_a_weight_beyond_the_free_memory_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("limit", "wanted"), [("5000000\n", 5000000 - 4000000 + 1000), ("max\n", None)]
+)
+def test_a_container_has_its_own_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, wanted: int | None
+) -> None:
+    (tmp_path / "memory.max").write_text(limit)
+    (tmp_path / "memory.current").write_text("4000000\n")
+    (tmp_path / "memory.stat").write_text("anon 7\ninactive_file 1000\n")
+    names = memory.CGROUPS[0][1:]
+    monkeypatch.setattr(memory, "CGROUPS", ((tmp_path / "none", *names), (tmp_path, *names)))
+    assert memory._free_of_container() == wanted
+    assert wanted is None or memory.free_memory() == wanted
+
+
 def test_free_memory_is_known() -> None:
     found = memory.free_memory()
     assert found is not None and found > 2**20

@@ -180,7 +180,7 @@ def test_a_full_disk_leaves_nothing_half_written_and_the_layers_for_the_next_run
     line = fails(capsys, *command(out, data, "--samples", "2"))
     assert "its calibration data had other values" in line
     line = fails(capsys, *command(out, data, "--dtype", "float16"))
-    assert "its model had other values" in line
+    assert ", this run in float16; --dtype sets it" in line
 
     assert cli.main(command(out, data)) == 0
     assert same(out, pruned)
@@ -285,7 +285,8 @@ def test_a_dry_run_tells_what_would_be_done_and_writes_nothing(
     assert found["weights"] == sum(linear.numel for linear in report.linears.values())
     assert sum(kind["linears"] for kind in found["linears"].values()) == len(report.linears)
     stored = (MODEL_FOLDER / "model.safetensors").stat().st_size
-    assert found["estimate"]["weights"] == pytest.approx(stored, rel=0.02)
+    size = {"bfloat16": 1, "float32": 2}[found["dtype"]]  # where bfloat16 is emulated
+    assert found["estimate"]["weights"] == pytest.approx(size * stored, rel=0.02)
     assert found["estimate"]["seconds"] > 0
     assert cli.main(command(out, data, "--dry-run", "--one-pass")) == 0
     text = capsys.readouterr().out

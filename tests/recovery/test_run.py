@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer
 
 from tamp_modifier.data import DataError, Encoded
 from tamp_modifier.demo.processing import build_tokenizer
-from tamp_modifier.recovery import budget
+from tamp_modifier.recovery import budget, run
 from tamp_modifier.recovery.probe import probe, usual_rate
 from tamp_modifier.recovery.run import PROBE_FILE, Pair, measure_costs, recover_model
 from tamp_modifier.recovery.settings import RecoverySettings
@@ -198,6 +198,15 @@ def test_a_short_run_takes_the_usual_rate_and_a_longer_one_probes(
     done = recover_model(pair, long, tmp_path / "long")
     found = json.loads((tmp_path / "long" / PROBE_FILE).read_text())
     assert done.rate == found["rate"] == usual_rate(128) and len(found["losses"]) == 1
+
+
+def test_a_rate_that_diverges_gives_way_to_a_lower_one(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "FACTORS", (1e38, 1.0))
+    settings = RecoverySettings(**{**QUICK, "learning_rate": None, "samples": 480})
+    done = recover_model(pair, settings, tmp_path)
+    assert done.rate == usual_rate(128) and done.best < done.before
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_a_recovery_has_its_settings_and_what_it_gained(folder: Path) -> None:
     assert "| scheme | `W4A16` |" in card and "minutes |" not in card
     report = replace(report, recovery=replace(recovery, curve=curve[:1], best=0.8))
     card = write_card(folder, report, origin).read_text()
-    assert "did not fall, and the weights are as they were; it is 0.8 nats a token." in card
+    assert "did not fall, so the weights from before were kept; it is 0.8 nats a token." in card
     assert "distilled" in front_matter(card)["tags"]
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +19,9 @@ from tamp_modifier.workflows.models import load_config, load_model, load_to_run
 from tamp_modifier.workflows.precision import compute_faster, emulates, restore_types, types_of
 from tests.data.files import asked
 from tests.data.folders import write_model
+from tests.upstream.test_experts import gpt_oss, qwen3_moe
 
+PRUNE = importlib.import_module("tamp_modifier.workflows.prune")  # its name is a function's, too
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 ROWS = [asked(question=f"what is {number} plus 4 ?", answer="7") for number in range(3)]
 
@@ -33,8 +37,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=[False, True], ids=["emulated", "native"])
 def native(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether the processor is taken to multiply bfloat16."""
+    """Whether the processor is taken to multiply bfloat16, here and on a machine with a GPU."""
     monkeypatch.setattr(precision, "has_bfloat16", lambda device: request.param)
+    monkeypatch.setattr(precision.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(PRUNE, "calibration_device", lambda: torch.device("cpu"))
     return bool(request.param)
 
 
@@ -46,6 +52,11 @@ def load(folder: Path) -> torch.nn.Module:
 def test_what_is_emulated(native: bool) -> None:
     assert [emulates(dtype) for dtype in (BF16, FP16, FP32)] == [not native, True, False]
     assert not emulates(FP16, torch.device("cuda"))
+
+
+def test_other_processors_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision.platform, "machine", lambda: "aarch64")
+    assert not emulates(BF16) and not emulates(FP16)
 
 
 def test_only_a_model_whose_type_is_emulated_is_converted(folder: Path, native: bool) -> None:
@@ -84,19 +95,39 @@ def test_too_little_memory_is_said_and_nothing_is_converted(
     assert compute_faster(model)
 
 
-def test_every_type_comes_back_and_zeros_stay() -> None:
-    model = torch.nn.Sequential(torch.nn.Linear(8, 8, dtype=BF16), torch.nn.LayerNorm(8))
+def test_every_type_comes_back_and_zeros_stay(folder: Path) -> None:
+    model: Any = load(folder)
     model.register_buffer("scale", torch.ones(3, dtype=FP16))
+    model.model.norm.float()  # as where a file has norms in fp32
     types = types_of(model)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.float()
+    linear = model.model.layers[0].mlp.up_proj
     with torch.no_grad():
-        model[0].weight[:, ::2] = 0
-    model.register_buffer("new", torch.zeros(2))
+        linear.weight[:, ::2] = 0
+    model.register_buffer("buffer", torch.zeros(2))
+    model.register_parameter("parameter", torch.nn.Parameter(torch.zeros(2)))
     restore_types(model, types)
-    assert types_of(model) == types | {"new": FP32}
-    assert not model[0].weight[:, ::2].any()
-    assert torch.equal(model[0].weight[:, 1::2], before["0.weight"][:, 1::2])
+    assert types_of(model).tensors == types.tensors | {"buffer": FP32, "parameter": BF16}
+    assert model.dtype == model.config.dtype == BF16
+    assert not linear.weight[:, ::2].any()
+    assert torch.equal(linear.weight[:, 1::2], before["model.layers.0.mlp.up_proj.weight"][:, 1::2])
+
+
+@pytest.mark.parametrize("make", [qwen3_moe, gpt_oss])
+def test_experts_are_pruned_in_fp32_and_saved_in_their_type(
+    make: Callable[[], Any], tmp_path: Path, native: bool
+) -> None:
+    folder = write_model("llama", tmp_path / "model")  # for its tokenizer
+    model = make()
+    model.resize_token_embeddings(load_config(str(folder)).vocab_size)
+    model.bfloat16().save_pretrained(folder)
+    done = tamp_modifier.prune(folder, data=ROWS, preset="best", output=tmp_path / "out")
+    dense, saved = (load_file(f / "model.safetensors") for f in (folder, tmp_path / "out"))
+    types = {name: weight.dtype for name, weight in dense.items()}
+    assert {name: weight.dtype for name, weight in saved.items()} == types
+    assert any("experts" in name for name in done.report.linears)
+    assert load_config(str(tmp_path / "out")).dtype == done.model.dtype == BF16
 
 
 def test_pruning_saves_the_type_of_the_file(folder: Path, tmp_path: Path, native: bool) -> None:
@@ -118,14 +149,13 @@ def test_a_recipe_that_quantizes_computes_in_the_type_of_the_file(
     from llmcompressor.modifiers.quantization import QuantizationModifier
 
     seen: list[torch.dtype] = []
-    call = importlib.import_module("tamp_modifier.workflows.prune")  # its name is a function's, too
-    run = call._run
+    run = PRUNE._run
 
     def watch(model: torch.nn.Module, *rest: object) -> None:
         seen.append(next(model.parameters()).dtype)
         run(model, *rest)
 
-    monkeypatch.setattr(call, "_run", watch)
+    monkeypatch.setattr(PRUNE, "_run", watch)
     both = [
         tamp_modifier.TAMPModifier(sparsity=0.5),
         QuantizationModifier(targets="Linear", scheme="W8A8", ignore=["lm_head"]),
