@@ -27,10 +27,12 @@ class Types:
     Attributes:
         model: that of the model as a whole, and of parameters without one of their own.
         tensors: of parameters and buffers by name.
+        configs: that its config and each config inside it name, None where one names none.
     """
 
     model: torch.dtype
     tensors: dict[str, torch.dtype]
+    configs: list[torch.dtype | None]
 
 
 def emulates(dtype: torch.dtype, device: torch.device = CPU) -> bool:
@@ -53,7 +55,8 @@ def calibration_device() -> torch.device:
 
 def types_of(model: Any) -> Types:
     """Return the types of a model of transformers."""
-    return Types(model.dtype, {name: value.dtype for name, value in _named(model)})
+    tensors = {name: value.dtype for name, value in _named(model)}
+    return Types(model.dtype, tensors, [config.dtype for config in _configs(model)])
 
 
 def compute_faster(model: Any, device: torch.device = CPU) -> bool:
@@ -77,7 +80,8 @@ def compute_faster(model: Any, device: torch.device = CPU) -> bool:
         )
         return False
     model.float()
-    _say_type(model.config, torch.float32)
+    for config in _configs(model):  # llm-compressor makes experts by it
+        config.dtype = torch.float32
     return True
 
 
@@ -96,7 +100,8 @@ def restore_types(model: Any, types: Types) -> None:
         wanted = types.tensors.get(name, usual)
         if value.dtype != wanted:
             value.data = value.data.to(wanted)
-    _say_type(model.config, types.model)
+    for config, dtype in zip(_configs(model), types.configs, strict=True):
+        config.dtype = dtype
 
 
 def _named(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -104,9 +109,9 @@ def _named(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from model.named_buffers()
 
 
-def _say_type(config: Any, dtype: torch.dtype) -> None:
-    """Write the type into the configs that name one; llm-compressor makes experts by it."""
-    parts = (getattr(config, name, None) for name in getattr(config, "sub_configs", {}))
-    for part in (config, *parts):
-        if getattr(part, "dtype", None) is not None:
-            part.dtype = dtype
+def _configs(model: Any) -> list[Any]:
+    """Return the config of a model and those inside it."""
+    inside = (
+        getattr(model.config, name, None) for name in getattr(model.config, "sub_configs", {})
+    )
+    return [config for config in (model.config, *inside) if hasattr(config, "dtype")]

@@ -13,6 +13,7 @@ from loguru import logger
 from safetensors.torch import load_file
 
 import tamp_modifier
+from tamp_modifier.demo.tiny import tiny_model
 from tamp_modifier.report import PruningReport
 from tamp_modifier.workflows import precision
 from tamp_modifier.workflows.models import load_config, load_model, load_to_run
@@ -112,6 +113,20 @@ def test_every_type_comes_back_and_zeros_stay(folder: Path) -> None:
     assert model.dtype == model.config.dtype == BF16
     assert not linear.weight[:, ::2].any()
     assert torch.equal(linear.weight[:, 1::2], before["model.layers.0.mlp.up_proj.weight"][:, 1::2])
+
+
+def test_every_config_names_its_type_again(native: bool) -> None:
+    model, _ = tiny_model("llava_next")
+    model.bfloat16()
+    model.config.dtype, model.config.text_config.dtype = BF16, None
+    model.config.vision_config.dtype = FP32
+    types = types_of(model)
+    assert compute_faster(model) is not native
+    if not native:
+        assert model.config.text_config.dtype == model.config.dtype == FP32
+        restore_types(model, types)
+    assert types_of(model) == types
+    assert [model.config.text_config.dtype, model.config.vision_config.dtype] == [None, FP32]
 
 
 @pytest.mark.parametrize("make", [qwen3_moe, gpt_oss])
