@@ -80,7 +80,7 @@ CGROUPS = (
 """Where a container sees its limit, what it uses, and what of that is cache: version 2 and 1."""
 
 
-def _free_of_container() -> int | None:
+def free_of_container() -> int | None:
     """Bytes that the container may still take; None where there is no limit."""
     for place, limit, used, cache in CGROUPS:
         try:
@@ -107,7 +107,7 @@ def free_memory() -> int | None:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     except (OSError, ValueError, KeyError):
         return None
-    container = _free_of_container()
+    container = free_of_container()
     if container is not None:
         found.append(container)
     import resource  # not on every system, but on those with /proc

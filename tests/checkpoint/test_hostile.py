@@ -259,7 +259,7 @@ def test_a_container_has_its_own_limit(
     (tmp_path / "memory.stat").write_text("anon 7\ninactive_file 1000\n")
     names = memory.CGROUPS[0][1:]
     monkeypatch.setattr(memory, "CGROUPS", ((tmp_path / "none", *names), (tmp_path, *names)))
-    assert memory._free_of_container() == wanted
+    assert memory.free_of_container() == wanted
     assert wanted is None or memory.free_memory() == wanted
 
 

@@ -78,7 +78,7 @@ def test_report_prints_the_table_and_draws_figures(tmp_path: Path) -> None:
     ("prepare", "message"),
     [
         (lambda path: None, "No such file or directory"),
-        (lambda path: path.mkdir(), "Is a directory"),
+        (lambda path: path.mkdir(), "there is no tamp_report.json in it"),
         (lambda path: path.write_text("{}"), "is not a pruning report of tamp-modifier"),
         (lambda path: path.write_text("hello"), "is not a JSON file"),
     ],
