@@ -77,6 +77,7 @@ def test_what_is_missing_is_told_where_everything_is_missing() -> None:
     assert "to prune" in said and "CPU kernels" in said
 
 
+@pytest.mark.slow
 def test_asking_for_the_modifier_without_llmcompressor_tells_what_to_install() -> None:
     python(
         "import tamp_modifier\n"
@@ -97,6 +98,7 @@ def test_unknown_names_are_attribute_errors() -> None:
         _ = tamp_modifier.TampModifier
 
 
+@pytest.mark.slow
 def test_importing_the_modifier_registers_it_for_yaml_recipes() -> None:
     python(
         "from tamp_modifier import TAMPModifier\n"

@@ -66,6 +66,7 @@ def test_a_name_says_what_one_gets() -> None:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.slow
 def test_a_recipe_does_what_it_says(path: Path, tmp_path: Path) -> None:
     wanted = modifiers_of(path)
     fields = TAMPModifier(**wanted["TAMPModifier"])

@@ -129,6 +129,7 @@ print("read")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs mprotect")
+@pytest.mark.slow
 def test_packing_reads_nothing_behind_a_weight(emulated_file):
     """A block has four rows; this weight has three, and no memory may be read where it ends."""
     result = run_python(BEHIND.replace("sys.argv[1]", repr(str(emulated_file))))
