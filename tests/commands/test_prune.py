@@ -318,6 +318,7 @@ def test_bad_rows_are_skipped_and_listed_at_the_end(
     assert "no sample is left, all were skipped; the first: " in line
 
 
+@pytest.mark.slow
 def test_own_answers_replace_those_of_the_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -162,6 +162,7 @@ def test_the_model_in_the_box_is_small_enough_and_stock(model):
     assert text.num_key_value_heads < text.num_attention_heads
 
 
+@pytest.mark.slow
 def test_the_model_in_the_box_reaches_its_scores(model, processor):
     scores = evaluate(model, processor, 20)
     assert scores.picture >= 0.93

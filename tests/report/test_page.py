@@ -159,6 +159,7 @@ def test_tokens_that_all_count_hide_no_picture(tmp_path: Path) -> None:
     assert "tokens by depth" in text
 
 
+@pytest.mark.slow
 def test_pictures_that_cannot_be_shown_are_left_out(tmp_path: Path) -> None:
     report = make_report()
     absent = samples_of(tmp_path / "absent.png")
